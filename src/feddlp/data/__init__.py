@@ -1,0 +1,1 @@
+"""From files to batches: data set, partition over clients, prompts, frozen-tower features, batches."""

@@ -1,0 +1,157 @@
+"""Labelled images, wherever they come from, as one uint8 tensor at the size that the checkpoint reads.
+
+    source   names a collection: "digits", or "folder:PATH" (one sub-folder per class)
+    load     source + the checkpoint's own resizing  ->  Dataset with images [N, 3, H, W]
+
+Adding a source is one function that returns a `Source`, entered in SOURCES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from feddlp.errors import UserError, nearest
+
+Resize = Callable[[Sequence[Image.Image]], Tensor]
+"""RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
+
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images at model size with their classes."""
+
+    name: str
+    images: Tensor  # [N, 3, H, W] uint8
+    labels: Tensor  # [N] int64
+    class_names: tuple[str, ...]
+    template: str
+
+    def fingerprint(self) -> str:
+        """A digest of pixels, labels and names; a resumed run refuses data with another one."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update("\n".join((*self.class_names, self.template)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection before its images are opened."""
+
+    name: str
+    images: Sequence[Callable[[], Image.Image]]
+    labels: Sequence[int]
+    class_names: tuple[str, ...]
+    template: str = "a photo of a {}."
+
+
+def digits(argument: str) -> Source:
+    """1,797 handwritten digits of 8 x 8 pixels, shipped with scikit-learn (UCI, Alpaydin and Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    if argument:
+        raise UserError(f"data.dataset=digits takes no argument, found {argument!r}; write data.dataset=digits")
+    bunch = load_digits()
+    pictures = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    openers = [partial(to_rgb, picture) for picture in pictures]
+    return Source("digits", openers, bunch.target.tolist(), names, "a photo of the digit {}.")
+
+
+def folder(argument: str) -> Source:
+    """folder:PATH, one sub-folder per class, images in any format that Pillow reads, nested folders included."""
+    if not argument:
+        raise UserError("data.dataset=folder needs a path; write data.dataset=folder:PATH")
+    root = Path(argument).expanduser()
+    classes = {path.name: list(image_files(path)) for path in list_folder(root) if path.is_dir()}
+    if len(classes) < 2:
+        raise UserError(
+            f"data.dataset=folder:{argument} has {len(classes)} class folder(s), at least 2 are needed; "
+            "put the images of each class in a sub-folder of its own"
+        )
+    if empty := [name for name, files in classes.items() if not files]:
+        raise UserError(
+            f"data.dataset=folder:{argument} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            "add images or remove the folder"
+        )
+    files = [file for files in classes.values() for file in files]
+    labels = [label for label, files in enumerate(classes.values()) for _ in files]
+    names = tuple(name.replace("_", " ").replace("-", " ") for name in classes)
+    return Source(root.resolve().name, [partial(open_image, file) for file in files], labels, names)
+
+
+SOURCES: dict[str, Callable[[str], Source]] = {"digits": digits, "folder": folder}
+
+
+def to_rgb(pixels: np.ndarray) -> Image.Image:
+    """A grey uint8 picture (H, W) in RGB."""
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def list_folder(path: Path) -> list[Path]:
+    """The visible entries, sorted by name; an unreadable folder is the user's error."""
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"data.dataset: cannot read the folder {path} ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+def image_files(path: Path) -> Iterator[Path]:
+    """The files below a class folder whose extension belongs to a format that Pillow can open."""
+    readable = {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
+    for entry in list_folder(path):
+        if entry.is_dir():
+            yield from image_files(entry)
+        elif entry.suffix.lower() in readable:
+            yield entry
+
+
+def open_image(path: Path) -> Image.Image:
+    """One image file, upright and in RGB."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"data.dataset: cannot read the image {path} ({error}); repair or remove the file") from error
+
+
+def find(dataset: str) -> Source:
+    """The source that `data.dataset` names.
+
+    Raises:
+        UserError: unknown name, or a collection that cannot be used.
+    """
+    kind, _, argument = dataset.partition(":")
+    if kind not in SOURCES:
+        raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
+    return SOURCES[kind](argument)
+
+
+def load(source: Source, resize: Resize, progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
+    """Open and resize every image once, in chunks, reporting (done, total) as it goes."""
+    total, chunks = len(source.images), []
+    for start in range(0, total, CHUNK):
+        chunks.append(resize([opened() for opened in source.images[start : start + CHUNK]]))
+        progress(min(start + CHUNK, total), total)
+    labels = torch.tensor(source.labels, dtype=torch.int64)
+    return Dataset(source.name, torch.cat(chunks), labels, source.class_names, source.template)
+
+
+def descriptions() -> dict[str, str]:
+    """One line for each source, from its docstring."""
+    return {name: (function.__doc__ or "").split(os.linesep)[0] for name, function in SOURCES.items()}

@@ -1,0 +1,20 @@
+"""Class prompts: one sentence per class, encoded once per class and never per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from feddlp.errors import UserError
+
+
+def class_prompts(class_names: Sequence[str], template: str) -> list[str]:
+    """Fill the template, for example "a photo of a {}.", with every class name.
+
+    Raises:
+        UserError: where the template has no single {} to fill.
+    """
+    if template.count("{}") != 1 or template.replace("{}", "").count("{") or template.replace("{}", "").count("}"):
+        raise UserError(
+            f"data.template={template!r} needs exactly one {{}} for the class name, as 'a photo of a {{}}.'"
+        )
+    return [template.format(name) for name in class_names]

@@ -1,0 +1,20 @@
+"""The one exception that is a message to the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right; the command line prints it as one line and exits with code 2.
+
+    The text names the option, the value found, and the way out.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A half sentence that helps with a mistyped name: the closest valid ones, or all of them."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(valid)}"

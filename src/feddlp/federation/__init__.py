@@ -1,0 +1,1 @@
+"""Rounds, aggregation and what survives between them."""

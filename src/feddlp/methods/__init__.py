@@ -1,0 +1,27 @@
+"""The methods, one file each, found by being in this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from feddlp.methods.base import Method
+
+
+@cache
+def registry() -> dict[str, type[Method]]:
+    """File name -> the method class that the file defines."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for value in vars(module).values():
+            defined_here = isinstance(value, type) and value.__module__ == module.__name__
+            if defined_here and issubclass(value, Method) and value is not Method:
+                found[info.name] = value
+    return found
+
+
+def descriptions() -> dict[str, str]:
+    """One line for each method, from its docstring."""
+    return {name: (method.__doc__ or "").splitlines()[0] for name, method in registry().items()}

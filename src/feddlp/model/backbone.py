@@ -1,0 +1,177 @@
+"""The frozen dual encoder: a Hugging Face CLIP whose linear layers can be adapted from outside.
+
+Sites are the `nn.Linear` layers of the adapted tower and its projection, known by their names in the checkpoint.
+Each has a forward hook that asks, while a context is open, what to add to the layer's output; outside of the context
+the model is the checkpoint's own, to the bit. K clients never mean K backbones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
+
+from feddlp.errors import UserError
+from feddlp.model.adapters import Site
+
+Tower = Literal["image", "text"]
+Delta = Callable[[str, Tensor, Tensor], Tensor]
+"""(site, x, y) -> what is added to y; x and y as the layer sees them, rows of all clients together."""
+
+EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "assets" / "tiny-clip"}
+MODULES = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+
+
+def find_sites(model: nn.Module, adapt: Tower) -> dict[str, Site]:
+    """The adaptable linear layers of one tower and its projection, in the order of the model."""
+    return {
+        name: Site(module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in MODULES[adapt]
+    }
+
+
+class Backbone:
+    """A frozen CLIP, its tokenizer and image processor, and the sites of the tower that is adapted.
+
+    Args:
+        model: the checkpoint; its parameters are frozen here.
+        tokenizer, processor: as stored beside it.
+        adapt: which tower carries the adapters.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Tower):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.processor, self.adapt = tokenizer, processor, adapt
+        self.sites = find_sites(model, adapt)
+        self.logit_scale = model.logit_scale.float().exp().item()
+        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        self.pixel_mean = (mean / processor.rescale_factor)[:, None, None].to(model.device)
+        self.pixel_std = (std / processor.rescale_factor)[:, None, None].to(model.device)
+        self._delta: Delta | None = None
+        for name in self.sites:
+            model.get_submodule(name).register_forward_hook(self._hook(name))
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def add_delta(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+            return None if self._delta is None else y + self._delta(site, inputs[0], y)
+
+        return add_delta
+
+    @contextmanager
+    def adapted(self, delta: Delta | None) -> Iterator[None]:
+        """While open, `delta` is added at every site; None adds nothing. Contexts do not nest."""
+        if self._delta is not None:
+            raise RuntimeError("the backbone is already adapted; one forward pass at a time")
+        self._delta = delta
+        try:
+            yield
+        finally:
+            self._delta = None
+
+    def resize(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images of any size -> [n, 3, H, W] uint8, resized and cropped as the checkpoint's processor does."""
+        arrays = [np.asarray(image) for image in images]
+        pixels = self.processor(arrays, do_rescale=False, do_normalize=False, input_data_format="channels_last")
+        return torch.from_numpy(np.stack(pixels["pixel_values"])).to(torch.uint8)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids of the prompts, cut to the longest. [n, L]
+
+        Raises:
+            UserError: where a prompt is so long that its end token, at which the text tower pools, was cut off.
+        """
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding="longest", truncation=True, max_length=limit)["input_ids"]
+        for prompt, row in zip(prompts, tokens, strict=True):
+            if self.tokenizer.eos_token_id not in row:
+                raise UserError(f"the prompt {prompt!r} is longer than the model's {limit} tokens; shorten it")
+        return torch.tensor(tokens, device=self.device)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """uint8 images [n, 3, H, W] -> unit features [n, D] in float32."""
+        pixels = (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        return normalise(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)).pooler_output)
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """Token ids [n, L] -> unit features [n, D] in float32.
+
+        Padding follows the end token, and attention is causal, so it needs no mask.
+        """
+        return normalise(self.model.get_text_features(input_ids=tokens).pooler_output)
+
+    def fingerprint(self) -> str:
+        """A digest of the frozen weights and the sites; adapters fit a backbone with the same one."""
+        digest = hashlib.sha256(self.adapt.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def normalise(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1)
+
+
+def locate(checkpoint: str) -> str:
+    """The folder of an embedded checkpoint or of a local one; anything else is left as a hub name."""
+    folder = EMBEDDED.get(checkpoint, Path(checkpoint).expanduser())
+    return str(folder) if folder.is_dir() else checkpoint
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_clip_config(checkpoint: str) -> CLIPConfig:
+    """The configuration of an embedded checkpoint, a folder or a hub name.
+
+    Raises:
+        UserError: nothing found there, or not a CLIP.
+    """
+    try:
+        config = AutoConfig.from_pretrained(locate(checkpoint))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.checkpoint={checkpoint} cannot be loaded ({first_line(error)}); "
+            f"give {', '.join(EMBEDDED)}, the folder of a CLIP checkpoint, or a hub name"
+        ) from error
+    if not isinstance(config, CLIPConfig):
+        raise UserError(f"model.checkpoint={checkpoint} is a {config.model_type} model; a CLIP checkpoint is needed")
+    return config
+
+
+def load_backbone(checkpoint: str, adapt: Tower, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load and freeze a CLIP.
+
+    Args:
+        checkpoint: "tiny-clip" (shipped with the package), a folder, or a hub name.
+        adapt: the tower that carries the adapters.
+        dtype: of the frozen weights; adapters stay in float32.
+
+    Raises:
+        UserError: nothing found there, not a CLIP, or a damaged checkpoint.
+    """
+    config, source = load_clip_config(checkpoint), locate(checkpoint)
+    try:
+        model = CLIPModel.from_pretrained(source, config=config, dtype=dtype).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source)
+    except Exception as error:  # the libraries raise a dozen kinds for a damaged folder
+        raise UserError(
+            f"model.checkpoint={checkpoint} cannot be loaded ({first_line(error)}); check or replace its files"
+        ) from error
+    return Backbone(model, tokenizer, processor, adapt)

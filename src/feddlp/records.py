@@ -1,0 +1,236 @@
+"""A run leaves a record: a folder from which tables and plots are made, and in which an interrupted run goes on.
+
+    runs/<name>/
+        config.toml       complete and re-runnable
+        environment.json  versions, machine, fingerprints of the data and of the frozen weights
+        rounds.jsonl      one line a method and round
+        clients.csv       one row a method, round and client
+        checkpoint/<method>/state.json + round-NNNN.safetensors
+
+A checkpoint is committed by the atomic replacement of state.json, which names the tensor file with its checksum and
+how long the two records were at that moment. Whatever was written after it, by a process that then died, is cut off
+when the run is resumed; so a run killed at any point ends as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load, save
+from torch import Tensor
+
+from feddlp.errors import UserError
+
+FORMAT = 1
+CLIENT_COLUMNS = (
+    "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
+    "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
+)  # fmt: skip
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, flush to the disk, then replace: readers see the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def environment() -> dict[str, Any]:
+    """What else decides the numbers: versions, machine, threads."""
+    packages = ("feddlp", "torch", "transformers", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's record on the disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def rounds(self) -> Path:
+        return self.path / "rounds.jsonl"
+
+    @property
+    def clients(self) -> Path:
+        return self.path / "clients.csv"
+
+    @classmethod
+    def create(cls, parent: Path, name: str, config_toml: str) -> RunFolder:
+        """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = cls(next(path for path in candidates(parent, name) if make_folder(path)))
+        except OSError as error:
+            raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
+        write_atomically(folder.config, config_toml.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            UserError: no run there.
+        """
+        if not (path / "config.toml").is_file():
+            raise UserError(f"{path} is not a run folder (it has no config.toml); give a folder such as runs/demo")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; two processes never write to one run."""
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise UserError(f"{self.path} is in use by another feddlp process; wait for it or stop it") from error
+
+    def record_round(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
+        """Append one method's round and its clients."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, CLIENT_COLUMNS, lineterminator="\n")
+        if not self.clients.exists():
+            writer.writeheader()
+        writer.writerows(clients)
+        append(self.clients, table.getvalue())
+        append(self.rounds, json.dumps(row) + "\n")
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """The complete lines of rounds.jsonl, in order; a last line without its end is one still being written."""
+        if not self.rounds.exists():
+            return []
+        lines = self.rounds.read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.rounds} is damaged ({error}); restore it or run again") from error
+
+    def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:
+        """Commit one method's state after a round, with the length of the records at that moment."""
+        folder = self.path / "checkpoint" / method
+        folder.mkdir(parents=True, exist_ok=True)
+        content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+        file = folder / f"round-{round:04d}.safetensors"
+        write_atomically(file, content)
+        lengths = {path.name: path.stat().st_size for path in (self.rounds, self.clients)}
+        checksum = hashlib.sha256(content).hexdigest()
+        state = {"format": FORMAT, "round": round, "file": file.name, "sha256": checksum, "records": lengths}
+        write_atomically(folder / "state.json", json.dumps(state, indent=1).encode())
+        for old in folder.glob("round-*.safetensors"):
+            if old != file:
+                old.unlink()
+
+    def checkpoint_state(self, method: str) -> dict[str, Any] | None:
+        """What the last checkpoint of a method says of itself; None where there is none."""
+        file = self.path / "checkpoint" / method / "state.json"
+        if not file.exists():
+            return None
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            complete = {"format", "round", "file", "sha256", "records"} <= state.keys()
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            complete = False
+        if not complete or state["format"] != FORMAT:
+            raise UserError(f"{file} is damaged or from another version of feddlp; the run cannot be resumed from it")
+        return dict(state)
+
+    def load_checkpoint(self, method: str) -> tuple[int, dict[str, Tensor]] | None:
+        """The round and tensors of a method's last checkpoint, checked against its checksum.
+
+        Raises:
+            UserError: a file is missing or damaged; it is named.
+        """
+        if (state := self.checkpoint_state(method)) is None:
+            return None
+        file = self.path / "checkpoint" / method / state["file"]
+        try:
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != state["sha256"]:
+                raise UserError(f"{file} is damaged (its checksum differs); restore it from a backup or run again")
+            return state["round"], load(content)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file} cannot be read ({error}); restore it from a backup or run again") from error
+
+    def rewind(self, methods: Sequence[str]) -> None:
+        """Cut the records back to the last committed checkpoint of all methods."""
+        states = [state for method in methods if (state := self.checkpoint_state(method))]
+        lengths = states[-1]["records"] if states else {}
+        for path in (self.rounds, self.clients):
+            length, found = lengths.get(path.name, 0), path.stat().st_size if path.exists() else 0
+            if found < length:
+                raise UserError(f"{path} is damaged ({found} bytes, {length} expected); restore it or run again")
+            if found > length:
+                os.truncate(path, length)
+        if not states:
+            self.clients.unlink(missing_ok=True)
+
+    def write_environment(self, fingerprints: Mapping[str, str]) -> None:
+        write_atomically(
+            self.path / "environment.json", json.dumps(environment() | dict(fingerprints), indent=1).encode()
+        )
+
+    def read_environment(self) -> dict[str, Any]:
+        """The recorded environment; empty where the run died before it was written."""
+        file = self.path / "environment.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        except (json.JSONDecodeError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({error}); restore it or run again") from error
+
+
+def candidates(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    number = 2
+    while True:
+        yield parent / f"{name}-{number}"
+        number += 1
+
+
+def make_folder(path: Path) -> bool:
+    """True where this call made it."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
