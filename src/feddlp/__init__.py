@@ -1,3 +1,9 @@
 """feddlp: federated fine-tuning of vision-language models with dual adapters and selective pruning."""
 
+import os
+
+# OpenMP threads that spin at their barriers starve each other as soon as anything else wants a core: measured, a round
+# is then 10 to 20 times slower. Sleeping costs next to nothing. It must be said before torch loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"

@@ -145,8 +145,8 @@ def print_run(folder: Any, console: Console) -> None:
     rows = folder.read_rounds()
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
-    wide = console if console.is_terminal else Console(width=200)
-    wide.print(comparison(summarise(rows), str(folder.path)))
+    printer = console if console.is_terminal else Console(width=100)
+    printer.print(*comparison(summarise(rows), str(folder.path)))
 
 
 @contextmanager

@@ -63,7 +63,9 @@ class ModelConfig(Section):
     checkpoint: str = Field("tiny-clip", description="tiny-clip (embedded), a CLIP folder, or a hub name")
     adapt: Tower = Field("image", description="the tower that carries the adapters: image or text")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights; adapters stay float32")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="of the frozen weights; adapters and losses are float32 at least"
+    )
 
 
 class TrainingConfig(Section):

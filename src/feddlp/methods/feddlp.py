@@ -38,7 +38,7 @@ class FedDLP(Method):
     lora_init: LoRAInit = "kaiming"
     gate_init: GateInit = "normal"
     gate_threshold: float = 5e-5
-    kd_weight: float = 1.0
+    kd_weight: float = 0.1
     kd_temperature: float = 3.0
     kd_direction: Direction = "teacher_student"
 

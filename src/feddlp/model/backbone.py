@@ -53,7 +53,7 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.processor, self.adapt = tokenizer, processor, adapt
         self.sites = find_sites(model, adapt)
-        self.logit_scale = model.logit_scale.float().exp().item()
+        self.logit_scale = model.logit_scale.double().exp().item()
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         self.pixel_mean = (mean / processor.rescale_factor)[:, None, None].to(model.device)
         self.pixel_std = (std / processor.rescale_factor)[:, None, None].to(model.device)
@@ -102,12 +102,12 @@ class Backbone:
         return torch.tensor(tokens, device=self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """uint8 images [n, 3, H, W] -> unit features [n, D] in float32."""
-        pixels = (images.to(self.device) - self.pixel_mean) / self.pixel_std
-        return normalise(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)).pooler_output)
+        """uint8 images [n, 3, H, W] -> unit features [n, D] in `trained_dtype`."""
+        pixels = ((images.to(self.device) - self.pixel_mean) / self.pixel_std).to(self.model.dtype)
+        return normalise(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
-        """Token ids [n, L] -> unit features [n, D] in float32.
+        """Token ids [n, L] -> unit features [n, D] in `trained_dtype`.
 
         Padding follows the end token, and attention is causal, so it needs no mask.
         """
@@ -123,7 +123,12 @@ class Backbone:
 
 
 def normalise(features: Tensor) -> Tensor:
-    return F.normalize(features.float(), dim=-1)
+    return F.normalize(features.to(trained_dtype(features.dtype)), dim=-1)
+
+
+def trained_dtype(frozen: torch.dtype) -> torch.dtype:
+    """The dtype of adapters, logits and losses over a frozen model: float32 at least (bfloat16 never trains)."""
+    return torch.promote_types(frozen, torch.float32)
 
 
 def locate(checkpoint: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from feddlp.costs import MIB
@@ -74,8 +75,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     return [summarise_method(list(group)) for _, group in groupby(rows, key=lambda row: row["method"])]
 
 
-def cells(line: Summary) -> tuple[str, ...]:
-    """One row of the table as text."""
+def accuracy_cells(line: Summary) -> tuple[str, ...]:
     return (
         line.method,
         f"{line.final:.2f}",
@@ -83,38 +83,54 @@ def cells(line: Summary) -> tuple[str, ...]:
         f"{line.best:.2f} (r{line.best_round})",
         f"{line.client_mean:.2f} ± {line.client_std:.2f}",
         f"{line.client_lowest:.2f}",
+    )
+
+
+def cost_cells(line: Summary) -> tuple[str, ...]:
+    return (
+        line.method,
         f"{line.parameters:,}",
         f"{line.parameters_sent:,}",
         f"{line.mib:.2f}",
-        "-" if line.active_ranks is None else f"{line.active_ranks:.1f} / {line.gates}",
+        "-" if line.active_ranks is None else f"{line.active_ranks:.1f} of {line.gates}",
         f"{line.seconds:.2f}",
     )
 
 
-HEADINGS = (
-    ("method", "left"),
-    ("final\nround", "right"),
-    ("validation-\nchosen", "right"),
-    ("best test\nround *", "right"),
-    ("per client\nmean ± std", "right"),
-    ("lowest\nclient", "right"),
-    ("trained\nparams", "right"),
-    ("sent\nparams", "right"),
-    ("MiB per\nclient", "right"),
-    ("active\nranks", "right"),
-    ("s per\nround", "right"),
+ACCURACY = (
+    "method",
+    "final\nround",
+    "validation-\nchosen",
+    "best test\nround *",
+    "per client\nmean ± std",
+    "lowest\nclient",
 )
-NOTE = (
-    "Accuracy in %: pooled over all clients' test samples; per client and lowest: final round. "
-    "* optimistic, it is picked on the test set. MiB: up and down, all rounds."
+COSTS = (
+    "method",
+    "trained\nparameters",
+    "sent\nparameters",
+    "MiB per client\nup + down",
+    "active\nranks",
+    "seconds\nper round",
 )
+ACCURACY_NOTE = (
+    "Test accuracy in %, pooled over the samples of all clients; (rN) = round N.\n"
+    "Per client and lowest: final round. * optimistic: picked on the test set."
+)
+COSTS_NOTE = "MiB over all rounds. Active ranks: gates of the private adapter that are not pruned."
 
 
-def comparison(lines: Sequence[Summary], title: str) -> Table:
-    """The table that `feddlp run` and `feddlp show` print."""
-    table = Table(title=title, title_justify="left", caption=NOTE, caption_justify="left", pad_edge=False)
-    for heading, side in HEADINGS:
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for line in lines:
-        table.add_row(*cells(line))
+def comparison(lines: Sequence[Summary], title: str) -> list[Table]:
+    """What `feddlp run` and `feddlp show` print: accuracy, then costs, each within 80 columns."""
+    accuracy = text_table(title, ACCURACY, [accuracy_cells(line) for line in lines], ACCURACY_NOTE)
+    return [accuracy, text_table("", COSTS, [cost_cells(line) for line in lines], COSTS_NOTE)]
+
+
+def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
+    """A table whose first column names the row and whose others are numbers."""
+    table = Table(title=title or None, title_justify="left", caption=note, caption_justify="left", box=SIMPLE_HEAD)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -14,7 +14,7 @@ from torch import Tensor
 from feddlp.data.batches import Batch, ClientData
 from feddlp.methods.base import Method
 from feddlp.model.adapters import Adapter, Theta
-from feddlp.model.backbone import Backbone
+from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
 from feddlp.randomness import generator
 from feddlp.training.optim import AdamW
@@ -47,7 +47,8 @@ class Cohort:
         self.theta: dict[str, Theta] = {}
         for name, adapter in self.adapters.items():
             start = stack([initial(adapter, backbone, seed, name, client) for client in clients])
-            self.theta[name] = {leaf: value.to(backbone.device).requires_grad_() for leaf, value in start.items()}
+            place = {"device": backbone.device, "dtype": trained_dtype(backbone.model.dtype)}
+            self.theta[name] = {leaf: value.to(**place).requires_grad_() for leaf, value in start.items()}
         self.optimizers = {name: self._optimizer(name) for name in self.adapters}
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
 

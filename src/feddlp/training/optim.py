@@ -59,10 +59,10 @@ class AdamW:
         torch.where(rows, self.m.lerp(g, 1 - beta1), self.m, out=self.m)
         torch.where(rows, self.v * beta2 + (1 - beta2) * g * g, self.v, out=self.v)
         steps = self.steps[:, None].clamp(min=1).double()
-        correction1, correction2 = (1 - beta1**steps).float(), (1 - beta2**steps).sqrt().float()
+        correction1, correction2 = (1 - beta1**steps).to(g.dtype), (1 - beta2**steps).sqrt().to(g.dtype)
         update = self.lr * (self.m / correction1) / (self.v.sqrt() / correction2 + self.eps)
         update = torch.where(rows, update, 0)
-        decay = 1 - self.lr * self.weight_decay * active.float()
+        decay = 1 - self.lr * self.weight_decay * active.to(g.dtype)
         parts = torch.split(update, [leaf[0].numel() for leaf in theta.values()], dim=1)
         for leaf, part in zip(theta.values(), parts, strict=True):
             if self.weight_decay:

@@ -1,0 +1,92 @@
+"""Shared material: the embedded model and a small ragged federation of real digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+
+from feddlp.config import TrainingConfig
+from feddlp.data import datasets
+from feddlp.data.batches import ClientData
+from feddlp.data.datasets import Dataset
+from feddlp.data.features import image_features
+from feddlp.data.prompts import class_prompts
+from feddlp.federation.rounds import FederatedData, Federation
+from feddlp.methods.base import Method
+from feddlp.model.backbone import Backbone, load_backbone
+
+SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side, one process per core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def backbones() -> dict[str, Backbone]:
+    return {tower: load_backbone("tiny-clip", tower) for tower in ("image", "text")}
+
+
+@pytest.fixture(scope="session")
+def exact_backbones() -> dict[str, Backbone]:
+    """In float64, where Adam cannot blow rounding up and equality means equality."""
+    return {tower: load_backbone("tiny-clip", tower, dtype=torch.float64) for tower in ("image", "text")}
+
+
+@pytest.fixture(scope="session")
+def digits(backbones: dict[str, Backbone]) -> Dataset:
+    return datasets.load(datasets.find("digits"), backbones["image"].resize)
+
+
+@pytest.fixture(scope="session")
+def prompts(backbones: dict[str, Backbone], digits: Dataset) -> torch.Tensor:
+    return backbones["image"].tokenize(class_prompts(digits.class_names, digits.template))
+
+
+@pytest.fixture(scope="session")
+def inputs(
+    backbones: dict[str, Backbone], exact_backbones: dict[str, Backbone], digits: Dataset
+) -> dict[tuple[str, bool], torch.Tensor]:
+    """(tower, exact) -> what batches hold: images, or features of the frozen image tower."""
+    some = digits.images[:400]
+    features = {
+        ("text", exact): image_features(kind["text"], some, lambda done, total: None)
+        for exact, kind in ((False, backbones), (True, exact_backbones))
+    }
+    return {("image", False): digits.images, ("image", True): digits.images, **features}
+
+
+@pytest.fixture(scope="session")
+def client_data(digits: Dataset, inputs: dict[tuple[str, bool], torch.Tensor]) -> Callable[..., ClientData]:
+    """client_data(tower, sizes, offset): clients with consecutive digits."""
+
+    def make(tower: str = "image", sizes: Sequence[int] = SIZES, offset: int = 0, exact: bool = False) -> ClientData:
+        cuts = torch.tensor([0, *sizes]).cumsum(0) + offset
+        indices = tuple(torch.arange(int(a), int(b)) for a, b in pairwise(cuts))
+        return ClientData(inputs[tower, exact], digits.labels, indices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_federation(
+    backbones: dict[str, Backbone],
+    exact_backbones: dict[str, Backbone],
+    prompts: torch.Tensor,
+    client_data: Callable[..., ClientData],
+) -> Callable[..., Federation]:
+    """make_federation(method, tower): three ragged clients, batches of four; in float64 where exact."""
+
+    def make(method: Method, tower: str = "image", seed: int = 0, exact: bool = False, **training: int) -> Federation:
+        backbone = (exact_backbones if exact else backbones)[tower]
+        parts = ((SIZES, 0), ((2, 0, 1), 100), ((4, 2, 3), 200))
+        data = FederatedData(*(client_data(tower, sizes, offset, exact) for sizes, offset in parts))
+        config = TrainingConfig(**{"rounds": 3, "batch_size": 4, **training})
+        return Federation(method, backbone, prompts, data, config, seed)
+
+    return make

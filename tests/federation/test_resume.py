@@ -1,0 +1,172 @@
+"""Killed at any point, a run goes on and ends as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+METHODS = ("flora", "feddlp")
+CLIENTS = 3
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# Runs the command with one function replaced by one that kills the process, without any clean-up, at its n-th call.
+KILLER = """
+import os, signal, sys
+import feddlp.records as records
+point, count = sys.argv[1], int(sys.argv[2])
+calls = 0
+def deadly(original, before):
+    def replacement(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == count and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return replacement
+owner, name = (records, point) if hasattr(records, point) else (records.RunFolder, point)
+setattr(owner, name, deadly(getattr(owner, name), before=sys.argv[3] == "before"))
+sys.argv = ["feddlp", *sys.argv[4:]]
+from feddlp.cli import main
+main()
+"""
+
+
+def feddlp(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "feddlp", *words],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A short run on a folder of forty small pictures."""
+    photos, digits = tmp_path_factory.mktemp("photos"), load_digits()
+    for index in range(40):
+        kind = photos / f"digit_{digits.target[index]}"
+        kind.mkdir(exist_ok=True)
+        Image.fromarray((digits.images[index] * 15).astype("uint8")).save(kind / f"{index}.png")
+    return (
+        "methods=" + ",".join(METHODS),
+        f"data.dataset=folder:{photos}",
+        f"data.clients={CLIENTS}",
+        "data.dirichlet_beta=1.0",
+        "training.rounds=3",
+        "method.gate_threshold=0.05",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = feddlp("run", *options, f"runs_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder / "demo"
+
+
+def rounds(folder: Path):
+    rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_same_end(found: Path, expected: Path):
+    assert rounds(found) == rounds(expected)
+    assert (found / "clients.csv").read_text() == (expected / "clients.csv").read_text()
+    for method in METHODS:
+        files = [next((folder / "checkpoint" / method).glob("*.safetensors")) for folder in (found, expected)]
+        assert files[0].name == files[1].name
+        states = [load_file(file) for file in files]
+        assert states[0].keys() == states[1].keys()
+        assert all(states[0][name].equal(states[1][name]) for name in states[0])
+    assert not list(found.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("point", "count", "when"),
+    [
+        ("record_round", 1, "before"),  # before anything of the first round is written
+        ("record_round", 2, "after"),  # records written, no checkpoint
+        ("append", 3, "after"),  # clients.csv written, rounds.jsonl not
+        ("write_atomically", 6, "after"),  # tensors of a checkpoint written, state.json not
+        ("save_checkpoint", 3, "after"),  # the first method has just finished
+        ("save_checkpoint", 5, "after"),  # in the middle of the second
+    ],
+)
+def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, options, tmp_path):
+    command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *options, f"runs_dir={tmp_path}"]
+    killed = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = feddlp("resume", str(tmp_path / "demo"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_end(tmp_path / "demo", undisturbed)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(stop, undisturbed, options, tmp_path):
+    command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    folder = tmp_path / "demo"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint" / "flora" / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == f"feddlp: stopped; go on with: feddlp resume {folder}\n"
+    assert feddlp("resume", str(folder)).returncode == 0
+    assert_same_end(folder, undisturbed)
+
+
+def test_resuming_a_finished_run_changes_nothing(undisturbed):
+    before = {path: path.read_bytes() for path in sorted(undisturbed.rglob("*")) if path.is_file()}
+    again = feddlp("resume", str(undisturbed))
+    assert again.returncode == 0
+    assert "already finished" in again.stdout
+    assert {path: path.read_bytes() for path in sorted(undisturbed.rglob("*")) if path.is_file()} == before
+
+
+def test_the_records_agree_with_each_other(undisturbed):
+    with (undisturbed / "clients.csv").open() as file:
+        clients = list(csv.DictReader(file))
+    for row in rounds(undisturbed):
+        mine = [c for c in clients if c["method"] == row["method"] and int(c["round"]) == row["round"]]
+        correct, samples = (sum(int(client[key]) for client in mine) for key in ("test_correct", "test_samples"))
+        assert len(mine) == CLIENTS
+        assert row["test"]["pooled"] == pytest.approx(100 * correct / samples, abs=1e-5)
+        assert row["test"]["client_lowest"] == pytest.approx(min(float(c["test_accuracy"]) for c in mine), abs=1e-5)
+
+
+def test_show_prints_the_table_again(undisturbed):
+    shown = feddlp("show", str(undisturbed))
+    assert shown.returncode == 0
+    for method in METHODS:
+        assert method in shown.stdout
+
+
+def test_other_data_is_refused_on_resume(undisturbed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**environment, "data": "0" * 64}))
+    refused = feddlp("resume", str(folder))
+    assert refused.returncode == 2
+    assert "the images differ from those the run began with" in refused.stderr

@@ -1,0 +1,60 @@
+"""The pre-training tool: what it draws, what it writes, and that it knows no other data."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(autouse=True)
+def tools_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+def test_batches_are_reproducible_and_show_each_character_once_a_group():
+    from glyphs import FONTS, GlyphBatches, characters
+
+    first, again, other = (GlyphBatches(FONTS[:2], groups=2, seed=seed) for seed in (0, 0, 1))
+    images, captions = first.draw()
+    same_images, same_captions = again.draw()
+    assert torch.equal(images, same_images)
+    assert captions == same_captions
+    assert not torch.equal(images, other.draw()[0])
+    assert images.shape == (2 * len(characters()), 3, 32, 32)
+    assert images.dtype == torch.uint8
+
+
+def test_every_glyph_of_every_font_leaves_ink():
+    from glyphs import FONTS, render_masks
+
+    for glyph, masks in render_masks(FONTS).items():
+        assert (masks.flatten(1).max(1).values > 0.5).all(), glyph
+
+
+def test_no_data_set_is_read():
+    for file in TOOLS.glob("*.py"):
+        imported = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            for name in (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            )
+        }
+        assert not imported & {"sklearn", "datasets", "feddlp"}, file
+
+
+def test_two_steps_write_a_checkpoint_that_the_package_loads(tmp_path):
+    command = [sys.executable, TOOLS / "pretrain_tiny_clip.py", "--steps", "2", "--groups", "1", "--to", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    from feddlp.model.backbone import load_backbone
+
+    backbone = load_backbone(str(tmp_path), "image")
+    assert backbone.tokenize(["a photo of the digit three."]).shape == (1, 9)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 4 * 2**20
