@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,7 +27,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 app = typer.Typer(
     name="feddlp",
     help="Federated fine-tuning of vision-language models with dual adapters. Start with: feddlp run",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -45,7 +44,8 @@ def options(
 ) -> None:
     if version:
         print(f"feddlp {__version__}")
-        raise typer.Exit()
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -181,27 +181,30 @@ def quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the command `feddlp`."""
-    debug = "--debug" in sys.argv
     try:
-        app()
-    except UserError as error:
-        if debug:
-            raise
-        fail(str(error), 2)
+        app(standalone_mode=False)
     except StoppedByUser as stop:
-        fail(f"stopped; {stop}", 130, label="")
+        fail(f"stopped; {stop}", 130)
     except KeyboardInterrupt:
-        fail("stopped", 130, label="")
+        fail("stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if debug:
+        if "--debug" in sys.argv:
             raise
-        reason = " ".join(str(error).split()) or "no message"
-        fail(f"{type(error).__name__}: {reason} (use --debug for the traceback)", 1)
+        fail(*describe(error))
 
 
-def fail(message: str, code: int, label: str = "error: ") -> None:
-    print(f"feddlp: {label}{message}", file=sys.stderr)
+def describe(error: Exception) -> tuple[str, int]:
+    """An exception as one line and its exit code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
+        return f"error: {error.format_message()} See: feddlp --help", 2
+    return f"error: {type(error).__name__}: {str(error) or 'no message'} (use --debug for the traceback)", 1
+
+
+def fail(message: str, code: int) -> NoReturn:
+    print("feddlp:", " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

@@ -164,7 +164,7 @@ def parse_value(text: str) -> Any:
     """A TOML value; what is none is taken as a string, so that words need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -178,7 +178,9 @@ def apply_override(table: Table, override: str) -> None:
     for part in path[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
-            raise UserError(f"{override}: {part} is a value, not a section; {nearest(part, valid_keys())}")
+            raise UserError(
+                f"{override}: {part} is a value, not a section; {nearest(part, filter(None, valid_keys()))}"
+            )
     if isinstance(target.get(path[-1]), dict):
         raise UserError(f"{override}: {key.strip()} is a section; set one of its keys, as {key.strip()}.KEY=VALUE")
     target[path[-1]] = parse_value(text.strip())

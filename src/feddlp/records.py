@@ -140,10 +140,10 @@ class RunFolder:
         """The complete lines of rounds.jsonl, in order; a last line without its end is one still being written."""
         if not self.rounds.exists():
             return []
-        lines = self.rounds.read_text(encoding="utf-8").splitlines(keepends=True)
         try:
+            lines = self.rounds.read_text(encoding="utf-8").splitlines(keepends=True)
             return [json.loads(line) for line in lines if line.endswith("\n")]
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{self.rounds} is damaged ({error}); restore it or run again") from error
 
     def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:

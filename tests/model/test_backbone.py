@@ -77,19 +77,10 @@ def test_prompts_cut_to_the_longest_equal_prompts_padded_to_77(backbones, librar
         torch.testing.assert_close(backbones["text"].encode_texts(cut), expected, rtol=0, atol=1e-5)
 
 
-def test_a_prompt_that_loses_its_end_token_is_refused(monkeypatch):
-    """The text tower pools at the end token; without it, it would silently read another one."""
-    backbone = load_backbone("tiny-clip", "text")
-    monkeypatch.setattr(backbone, "tokenizer", TokenizerThatCutsTheEnd())
-    with pytest.raises(UserError, match="longer than the model's 77 tokens"):
-        backbone.tokenize(["word " * 100])
-
-
-class TokenizerThatCutsTheEnd:
-    eos_token_id = 9
-
-    def __call__(self, prompts, max_length, **_):
-        return {"input_ids": [[1] * max_length for _ in prompts]}
+def test_a_prompt_that_does_not_fit_is_refused_and_not_cut(backbones):
+    with pytest.raises(UserError, match=r"has 79 tokens, the model reads 77"):
+        backbones["text"].tokenize(["a photo", "a " * 77])
+    assert backbones["text"].tokenize(["a photo", "a " * 75]).shape == (2, 77)
 
 
 @pytest.mark.parametrize("adapt", ["image", "text"])

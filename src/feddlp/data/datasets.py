@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from feddlp.errors import UserError, nearest
@@ -122,12 +122,22 @@ def image_files(path: Path) -> Iterator[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """One image file, upright and in RGB."""
+    """One image file, upright and in 8-bit RGB."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for a damaged file
         raise UserError(f"data.dataset: cannot read the image {path} ({error}); repair or remove the file") from error
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """The same picture in a mode that converts to RGB without loss: 16 bits are scaled, where Pillow would clip."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        return Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
 def find(dataset: str) -> Source:

@@ -101,7 +101,13 @@ def partition_pathological(labels: np.ndarray, clients: int, per_client: int, se
     rng = np.random.RandomState(seed)
     holdings: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label, holders in enumerate(assign_classes(classes, clients, per_client, rng)):
-        parts = np.array_split(rng.permutation(np.where(labels == label)[0]), len(holders))
+        members = np.where(labels == label)[0]
+        if len(members) < len(holders):
+            raise UserError(
+                f"data.classes_per_client={per_client} with data.clients={clients} deals class {label} to "
+                f"{len(holders)} clients, and it has {len(members)} sample(s); use fewer clients or fewer classes each"
+            )
+        parts = np.array_split(rng.permutation(members), len(holders))
         for client, part in zip(holders, parts, strict=True):
             holdings[client].append(part)
     return [np.concatenate(parts) for parts in holdings]

@@ -13,14 +13,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.federation.aggregation import weighted_mean
 from feddlp.model.adapters import Adapter, Theta
 from feddlp.training.losses import Objective, cross_entropy
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Rank = Annotated[int, Ge(1)]
 
 
 class Forward(Protocol):
@@ -47,12 +53,12 @@ class Method(ABC):
     shared: ClassVar[tuple[str, ...]] = ()
 
     objective: Objective = "class_ce"
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    lr: Positive = 1e-3
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
 
     @abstractmethod
     def adapters(self) -> dict[str, Adapter]:

@@ -21,7 +21,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, Method
+from feddlp.methods.base import Forward, Method, NonNegative, Positive, Rank
 from feddlp.model.adapters import Adapter, GatedLoRA, GateInit, LoRA, LoRAInit
 from feddlp.training.losses import Direction, distillation
 
@@ -32,14 +32,14 @@ class FedDLP(Method):
 
     shared: ClassVar[tuple[str, ...]] = ("global",)
 
-    local_rank: int = 4
-    global_rank: int = 2
-    lora_alpha: float = 16.0
+    local_rank: Rank = 4
+    global_rank: Rank = 2
+    lora_alpha: Positive = 16.0
     lora_init: LoRAInit = "kaiming"
     gate_init: GateInit = "normal"
-    gate_threshold: float = 5e-5
-    kd_weight: float = 0.1
-    kd_temperature: float = 3.0
+    gate_threshold: NonNegative = 5e-5
+    kd_weight: NonNegative = 0.1
+    kd_temperature: Positive = 3.0
     kd_direction: Direction = "teacher_student"
 
     def adapters(self) -> dict[str, Adapter]:

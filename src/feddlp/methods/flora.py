@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, Method
+from feddlp.methods.base import Forward, Method, Positive, Rank
 from feddlp.model.adapters import Adapter, LoRA, LoRAInit
 
 
@@ -25,8 +25,8 @@ class FLoRA(Method):
 
     shared: ClassVar[tuple[str, ...]] = ("adapter",)
 
-    rank: int = 2
-    lora_alpha: float = 16.0
+    rank: Rank = 2
+    lora_alpha: Positive = 16.0
     lora_init: LoRAInit = "kaiming"
 
     def adapters(self) -> dict[str, Adapter]:

@@ -89,17 +89,20 @@ class Backbone:
         return torch.from_numpy(np.stack(pixels["pixel_values"])).to(torch.uint8)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids of the prompts, cut to the longest. [n, L]
+        """Token ids of the prompts, padded to the longest only. [n, L]
 
         Raises:
-            UserError: where a prompt is so long that its end token, at which the text tower pools, was cut off.
+            UserError: where a prompt does not fit; cutting it could make two classes alike.
         """
         limit = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding="longest", truncation=True, max_length=limit)["input_ids"]
-        for prompt, row in zip(prompts, tokens, strict=True):
-            if self.tokenizer.eos_token_id not in row:
-                raise UserError(f"the prompt {prompt!r} is longer than the model's {limit} tokens; shorten it")
-        return torch.tensor(tokens, device=self.device)
+        encoded = self.tokenizer(list(prompts), padding="longest", return_attention_mask=True)
+        for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True):
+            if (length := sum(mask)) > limit:
+                raise UserError(
+                    f"data.template: the prompt {prompt[:60]!r}... has {length} tokens, the model reads {limit}; "
+                    "shorten the template or the class name"
+                )
+        return torch.tensor(encoded["input_ids"], device=self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """uint8 images [n, 3, H, W] -> unit features [n, D] in `trained_dtype`."""

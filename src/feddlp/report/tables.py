@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from feddlp.costs import MIB
 
@@ -107,17 +108,17 @@ ACCURACY = (
 )
 COSTS = (
     "method",
-    "trained\nparameters",
-    "sent\nparameters",
+    "trained\nparams",
+    "sent\nparams",
     "MiB per client\nup + down",
     "active\nranks",
-    "seconds\nper round",
+    "seconds\na round",
 )
 ACCURACY_NOTE = (
-    "Test accuracy in %, pooled over the samples of all clients; (rN) = round N.\n"
-    "Per client and lowest: final round. * optimistic: picked on the test set."
+    "Test accuracy in %, pooled over all clients' samples; (r3) = round 3.\n"
+    "Per client and lowest: final round. * optimistic: picked on test data."
 )
-COSTS_NOTE = "MiB over all rounds. Active ranks: gates of the private adapter that are not pruned."
+COSTS_NOTE = "MiB over all rounds. Active ranks: gates that are not pruned, mean over clients."
 
 
 def comparison(lines: Sequence[Summary], title: str) -> list[Table]:
@@ -128,9 +129,15 @@ def comparison(lines: Sequence[Summary], title: str) -> list[Table]:
 
 def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
     """A table whose first column names the row and whose others are numbers."""
-    table = Table(title=title or None, title_justify="left", caption=note, caption_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        caption=note,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -47,8 +47,8 @@ class Cohort:
         self.theta: dict[str, Theta] = {}
         for name, adapter in self.adapters.items():
             start = stack([initial(adapter, backbone, seed, name, client) for client in clients])
-            place = {"device": backbone.device, "dtype": trained_dtype(backbone.model.dtype)}
-            self.theta[name] = {leaf: value.to(**place).requires_grad_() for leaf, value in start.items()}
+            dtype = trained_dtype(backbone.model.dtype)
+            self.theta[name] = {leaf: v.to(backbone.device, dtype).requires_grad_() for leaf, v in start.items()}
         self.optimizers = {name: self._optimizer(name) for name in self.adapters}
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
 
