@@ -39,7 +39,7 @@ def test_every_glyph_of_every_font_leaves_ink():
 
 
 def test_no_data_set_is_read():
-    for file in TOOLS.glob("*.py"):
+    for file in (TOOLS / "glyphs.py", TOOLS / "pretrain_tiny_clip.py"):
         imported = {
             name.split(".")[0]
             for node in ast.walk(ast.parse(file.read_text()))
