@@ -84,7 +84,7 @@ def checkpoint(tmp_path) -> Path:
         (["run", "nowhere.toml"], "cannot read the configuration nowhere.toml"),
         (["run", "a.toml", "b.toml"], "'b.toml' is a second configuration file"),
         (["run", "data.dataset=digts"], "did you mean digits?"),
-        (["run", "data.dataset=folder:nowhere"], "cannot read the folder nowhere"),
+        (["run", "data.dataset=folder:/nowhere"], "cannot read the folder /nowhere"),
         (["run", "data.clients=5000"], "data.clients=5000"),
         (["run", "data.template=photo"], "data.template='photo'"),
         (["run", "methods=zero_shot", "data.template={} " + "word " * 300], "has 303 tokens, the model reads 77"),
@@ -118,14 +118,14 @@ def test_a_run_folder_cannot_be_made_in_a_file(feddlp, tmp_path):
 def test_damaged_weights_are_a_mistake(feddlp, tmp_path, checkpoint):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert_mistake(feddlp("run", "model.checkpoint=clip"), "model.checkpoint=clip cannot be loaded")
+    assert_mistake(feddlp("run", "model.checkpoint=clip"), "/clip cannot be loaded")
     assert_untouched(tmp_path, "clip")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json"])
 def test_a_missing_file_of_a_checkpoint_is_a_mistake(feddlp, tmp_path, checkpoint, file):
     (checkpoint / file).unlink()
-    assert_mistake(feddlp("run", "model.checkpoint=clip"), "model.checkpoint=clip cannot be loaded")
+    assert_mistake(feddlp("run", "model.checkpoint=clip"), "/clip cannot be loaded")
     assert_untouched(tmp_path, "clip")
 
 
@@ -138,7 +138,7 @@ def test_a_model_that_is_no_clip_is_a_mistake(feddlp, tmp_path, checkpoint, kind
 
 def test_a_damaged_model_configuration_is_a_mistake(feddlp, tmp_path, checkpoint):
     (checkpoint / "config.json").write_text("{")
-    assert_mistake(feddlp("run", "model.checkpoint=clip"), "model.checkpoint=clip cannot be loaded")
+    assert_mistake(feddlp("run", "model.checkpoint=clip"), "/clip cannot be loaded")
     assert_untouched(tmp_path, "clip")
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_image_is_a_mistake(feddlp, tmp_path):
         for number in range(9):
             (tmp_path / "photos" / name / f"{number}.png").write_bytes(b"no image")
     ended = feddlp("run", "data.dataset=folder:photos", "data.clients=2", "data.partition=iid")
-    assert_mistake(ended, "cannot read the image photos/cat/0.png")
+    assert_mistake(ended, "cannot read the image ", "photos/cat/0.png")
     assert_untouched(tmp_path, "photos")
 
 

@@ -218,7 +218,7 @@ def test_a_value_is_toml_or_else_a_string(text, value):
 
 def test_words_need_no_quotes():
     config = load_config(None, ["data.dataset=folder:my photos=x", "data.template=a {}, blurred", "model.adapt = text"])
-    assert config.data.dataset == "folder:my photos=x"
+    assert config.data.dataset == f"folder:{Path.cwd() / 'my photos=x'}"
     assert config.data.template == "a {}, blurred"
     assert config.model.adapt == "text"
 
@@ -346,3 +346,29 @@ def test_the_written_configuration_holds_every_key():
 def test_a_configuration_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         load_config(None).training.rounds = 3
+
+
+def test_a_mistyped_key_is_refused_even_for_a_method_that_is_not_chosen():
+    with pytest.raises(UserError, match=r"method.feddlp.kd_wieght is not a configuration key; did you mean kd_weight"):
+        load_config(None, ["methods=flora", "method.feddlp.kd_wieght=7"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_specific_override_wins_over_a_common_one_in_any_order(order):
+    config = load_config(None, ["method.feddlp.lr=1e-5", "method.lr=1e-4"][::order])
+    methods = config.build_methods()
+    assert (methods["feddlp"].lr, methods["flora"].lr) == (1e-5, 1e-4)
+
+
+def test_the_fingerprint_knows_what_decides_results_and_nothing_else():
+    base = load_config(None).fingerprint()
+    for harmless in (
+        "name=other",
+        "runs_dir=/tmp/x",
+        "training.rounds=99",
+        "model.device=cpu",
+        "data.dataset=folder:x",
+    ):
+        assert load_config(None, [harmless]).fingerprint() == base
+    for telling in ("seed=1", "method.lr=2e-3", "data.clients=9", "training.batch_size=8", "methods=flora"):
+        assert load_config(None, [telling]).fingerprint() != base

@@ -7,7 +7,8 @@ The pre-training material of the embedded CLIP (`tools/pretrain_tiny_clip.py`). 
     caption   a sentence that names the character and sometimes its colours
 
 The fonts are the text fonts that matplotlib ships (DejaVu, STIX, Computer Modern). No handwriting and no
-data set of any kind is read here; the distortions are generic and were not fitted to one.
+data set of any kind is read here, and the distortions were not tuned on one. One thing is known of what the model will
+meet: pictures may be as small as 8 pixels, so resolutions from 8 pixels up are among the distortions.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import groupby
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,8 +22,8 @@ def main() -> None:
     rows = [json.loads(line) for line in (options.run / "rounds.jsonl").read_text().splitlines()]
     last = max(row["round"] for row in rows)
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    for method, group in groupby(rows, key=lambda row: row["method"]):
-        accuracy = [row["test"]["pooled"] for row in group]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        accuracy = [row["test"]["pooled"] for row in rows if row["method"] == method]
         colour = COLOURS.get(method)
         if len(accuracy) == 1:
             axes.axhline(accuracy[0], color=colour, linestyle="--", label=f"{method}  {accuracy[0]:.1f} %")

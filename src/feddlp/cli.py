@@ -33,6 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
@@ -139,7 +141,8 @@ def print_list(lines: dict[str, str]) -> None:
 
 
 def print_run(folder: Any, console: Console) -> None:
-    """The table of a run folder, and where it is."""
+    """The tables of a run folder, and whether it is finished."""
+    from feddlp.experiment import missing_rounds
     from feddlp.report.tables import comparison, summarise
 
     rows = folder.read_rounds()
@@ -147,23 +150,27 @@ def print_run(folder: Any, console: Console) -> None:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     printer = console if console.is_terminal else Console(width=100)
     printer.print(*comparison(summarise(rows), str(folder.path)))
+    if missing := missing_rounds(folder):
+        printer.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
+        printer.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def reporting(console: Console) -> Iterator[PlainReporter]:
-    """A reporter; Ctrl-C, or SIGTERM as a stopped container gets it, ends in a message that says how to go on."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    """A reporter; an interrupt ends in a message that says how to go on."""
     reporter = make_reporter(console)
     try:
         with reporter:
             yield reporter
     except KeyboardInterrupt:
-        way_on = f"go on with: feddlp resume {reporter.folder}" if reporter.folder else "nothing was written yet"
-        raise StoppedByUser(way_on) from None
+        if reporter.folder is None:
+            raise
+        raise StoppedByUser(f"go on with: feddlp resume {reporter.folder}") from None
+
+
+def interrupt(*_: Any) -> NoReturn:
+    """SIGTERM, as a stopped container gets it, is taken as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 class StoppedByUser(Exception):  # noqa: N818 - it is no error
@@ -181,12 +188,14 @@ def quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the command `feddlp`."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this code and returns it
+            raise KeyboardInterrupt
     except StoppedByUser as stop:
-        fail(f"stopped; {stop}", 130)
+        fail(f"stopped; {stop}", INTERRUPTED)
     except KeyboardInterrupt:
-        fail("stopped", 130)
+        fail("stopped; nothing was written yet", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

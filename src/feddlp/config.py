@@ -6,6 +6,7 @@ kd_weight) is a field of its method: `[method]` sets it for every method that ha
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -15,13 +16,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    create_model,
+)
 
 from feddlp.data.partition import PartitionName
 from feddlp.errors import UserError, nearest
 from feddlp.methods import registry
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Tower
+from feddlp.model.backbone import EMBEDDED, Tower
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 Table = dict[str, Any]
@@ -38,6 +48,18 @@ def split_names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names), PlainSerializer(", ".join), Field(min_length=1)]
 
 
+def absolute_dataset(value: str) -> str:
+    """folder:PATH with the path made absolute, so that a run can be resumed from anywhere."""
+    kind, _, path = value.partition(":")
+    return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" and path else value
+
+
+def absolute_checkpoint(value: str) -> str:
+    """A local folder made absolute; other names stay."""
+    folder = Path(value).expanduser()
+    return str(folder.absolute()) if value not in EMBEDDED and folder.is_dir() else value
+
+
 class Section(BaseModel):
     model_config = CHECKED
 
@@ -45,7 +67,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images, and who holds them."""
 
-    dataset: str = Field("digits", description="digits, or folder:PATH with one sub-folder per class")
+    dataset: Annotated[str, AfterValidator(absolute_dataset)] = Field(
+        "digits", description="digits, or folder:PATH with one sub-folder per class"
+    )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
     partition: PartitionName = Field("dirichlet", description="dirichlet, pathological or iid")
     clients: int = Field(10, ge=1, description="number of clients")
@@ -60,11 +84,13 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The frozen dual encoder."""
 
-    checkpoint: str = Field("tiny-clip", description="tiny-clip (embedded), a CLIP folder, or a hub name")
+    checkpoint: Annotated[str, AfterValidator(absolute_checkpoint)] = Field(
+        "tiny-clip", description="tiny-clip (embedded), a CLIP folder, or a hub name"
+    )
     adapt: Tower = Field("image", description="the tower that carries the adapters: image or text")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="of the frozen weights; adapters and losses are float32 at least"
+        "float32", description="of the frozen weights and of activations; adapters are kept in float32 at least"
     )
 
 
@@ -99,6 +125,17 @@ class Config(Section):
         check_method_tables(self.methods, self.method)
         return {name: build_method(name, self.method) for name in self.methods}
 
+    def fingerprint(self) -> str:
+        """A digest of what decides the results. Places may change, and so may the number of rounds.
+
+        (The images and weights behind those places have fingerprints of their own.)
+        """
+        table = tomllib.loads(self.to_toml())
+        for path in ("name", "runs_dir", "data.dataset", "model.checkpoint", "model.device", "training.rounds"):
+            section, _, key = path.rpartition(".")
+            (table[section] if section else table).pop(key)
+        return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
+
     def to_toml(self) -> str:
         """Every key with its value, method fields included: a file that runs this again."""
         table = self.model_dump()
@@ -125,7 +162,9 @@ def check_method_tables(methods: Sequence[str], tables: Mapping[str, Any]) -> No
     for key, value in tables.items():
         if isinstance(value, dict) and key not in registry():
             raise UserError(f"method.{key} is not a method; {nearest(key, registry())}")
-        if not isinstance(value, dict) and key not in known:
+        if isinstance(value, dict):
+            build_method(key, {key: value})  # also where the method is not chosen: a mistyped key is never dropped
+        elif key not in known:
             raise UserError(f"method.{key} is not an option of {', '.join(methods)}; {nearest(key, known)}")
 
 
@@ -190,6 +229,10 @@ def apply_override(table: Table, override: str) -> None:
                 own.pop(path[1], None)
 
 
+def depth(override: str) -> int:
+    return override.partition("=")[0].count(".")
+
+
 def validate(table: Table) -> Config:
     """A checked configuration.
 
@@ -217,6 +260,6 @@ def read_table(path: Path) -> Table:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
     table = read_table(path) if path else tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
-    for override in overrides:
+    for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
     return validate(table)

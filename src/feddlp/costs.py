@@ -16,5 +16,5 @@ def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str,
 
 
 def payload_bytes(shared: Mapping[str, Theta]) -> int:
-    """Bytes of the tensors that one client sends, or receives; leaves without the K axis."""
+    """Bytes of the tensors as they are: without the K axis what one client gets, with it what all of them send."""
     return sum(leaf.numel() * leaf.element_size() for theta in shared.values() for leaf in theta.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from feddlp.data.partition import ClientSplit, partition, split
 from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
 from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import FederatedData, Federation, RoundResult
+from feddlp.federation.rounds import FederatedData, Federation, RoundResult, planned_rounds
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Backbone, load_backbone
 from feddlp.records import RunFolder, environment
@@ -88,7 +89,11 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         ClientData(inputs, labels, tuple(getattr(client, part) for client in splits))
         for part in ("train", "validation", "test")
     )
-    fingerprints = {"data": dataset.fingerprint(), "backbone": backbone.fingerprint()}
+    fingerprints = {
+        "configuration": config.fingerprint(),
+        "data": dataset.fingerprint(),
+        "backbone": backbone.fingerprint(),
+    }
     return Materials(backbone, tokens, FederatedData(*parts), fingerprints)
 
 
@@ -183,23 +188,22 @@ def play(
 def execute(folder: RunFolder, config: Config, materials: Materials, reporter: Reporter) -> None:
     """Bring a run folder to its end, from wherever it stands."""
     with folder.locked():
-        reporter.run_started(folder.path)
-        folder.rewind(config.methods)
         check_environment(folder, materials.fingerprints, reporter)
+        folder.rewind(config.methods)
         for name, method in config.build_methods().items():
             play(folder, config, name, method, materials, reporter)
 
 
 def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], reporter: Reporter) -> None:
-    """First start: write down the environment. Resumed: the same data and weights, or none of it is worth anything."""
+    """At the start, write down the environment; on resuming, refuse another configuration, other images or weights."""
     recorded = folder.read_environment()
     if not recorded:
         folder.write_environment(fingerprints)
         return
-    for what, key in (("images", "data"), ("checkpoint", "backbone")):
+    for key in ("configuration", "data", "backbone"):
         if recorded.get(key) != fingerprints[key]:
             raise UserError(
-                f"{folder.path}: the {what} differ from those the run began with; put them back or run anew"
+                f"{folder.path}: the {key} is not the one that the run began with; put it back, or start a new run"
             )
     now = environment()
     for key in ("packages", "threads", "cuda"):
@@ -213,6 +217,7 @@ def run(config: Config, reporter: Reporter) -> RunFolder:
     """A new run. Its folder is made once model and data are known to be good."""
     materials = prepare(config, reporter)
     folder = RunFolder.create(Path(config.runs_dir).expanduser(), config.name, config.to_toml())
+    reporter.run_started(folder.path)
     execute(folder, config, materials, reporter)
     return folder
 
@@ -220,6 +225,19 @@ def run(config: Config, reporter: Reporter) -> RunFolder:
 def resume(path: Path, reporter: Reporter) -> RunFolder:
     """Go on where a run was interrupted; a finished run stays as it is."""
     folder = RunFolder.open(path)
+    reporter.run_started(folder.path)
     config = load_config(folder.config)
     execute(folder, config, prepare(config, reporter), reporter)
     return folder
+
+
+def missing_rounds(folder: RunFolder) -> str:
+    """What a run has still to play, for example "feddlp 3, local 12 rounds"; empty when it is finished."""
+    config = load_config(folder.config)
+    played = Counter(row["method"] for row in folder.read_rounds())
+    gaps = {
+        name: planned_rounds(method, config.training.rounds) - played[name]
+        for name, method in config.build_methods().items()
+    }
+    listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items() if gap > 0)
+    return f"{listed} rounds" if listed else ""

@@ -50,7 +50,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a new file is still there after a power cut."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
@@ -58,10 +63,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
+    new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
 
 
 def environment() -> dict[str, Any]:
@@ -101,9 +109,9 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(next(path for path in candidates(parent, name) if make_folder(path)))
+            write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
-        write_atomically(folder.config, config_toml.encode())
         return folder
 
     @classmethod
@@ -149,7 +157,10 @@ class RunFolder:
     def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:
         """Commit one method's state after a round, with the length of the records at that moment."""
         folder = self.path / "checkpoint" / method
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
+            sync_folder(self.path)
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
         file = folder / f"round-{round:04d}.safetensors"
         write_atomically(file, content)
@@ -193,9 +204,11 @@ class RunFolder:
             raise UserError(f"{file} cannot be read ({error}); restore it from a backup or run again") from error
 
     def rewind(self, methods: Sequence[str]) -> None:
-        """Cut the records back to the last committed checkpoint of all methods."""
+        """Cut the records back to the last committed checkpoint, of whichever method."""
         states = [state for method in methods if (state := self.checkpoint_state(method))]
-        lengths = states[-1]["records"] if states else {}
+        lengths: dict[str, int] = max(
+            (state["records"] for state in states), key=lambda record: record[self.rounds.name], default={}
+        )
         for path in (self.rounds, self.clients):
             length, found = lengths.get(path.name, 0), path.stat().st_size if path.exists() else 0
             if found < length:

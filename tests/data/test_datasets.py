@@ -357,3 +357,19 @@ def test_every_source_is_described_on_one_line():
     for name, text in descriptions().items():
         assert text, name
         assert "\n" not in text
+
+
+def test_a_link_to_a_folder_is_not_followed(tmp_path):
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / kind / "a.png")
+    (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat")
+    assert len(datasets.find(f"folder:{tmp_path}").images) == 2
+
+
+def test_class_folders_whose_prompts_would_be_alike_are_refused(tmp_path):
+    for kind in ("a_b", "a-b"):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / kind / "a.png")
+    with pytest.raises(UserError, match="their prompts would be alike"):
+        datasets.find(f"folder:{tmp_path}")

@@ -169,4 +169,30 @@ def test_other_data_is_refused_on_resume(undisturbed, tmp_path):
     (folder / "environment.json").write_text(json.dumps({**environment, "data": "0" * 64}))
     refused = feddlp("resume", str(folder))
     assert refused.returncode == 2
-    assert "the images differ from those the run began with" in refused.stderr
+    assert "the data is not the one that the run began with" in refused.stderr
+    assert rounds(folder) == rounds(undisturbed)
+
+
+def test_an_edited_configuration_is_refused_on_resume_and_more_rounds_are_not(undisturbed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    original = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(original.replace("batch_size = 32", "batch_size = 16"))
+    refused = feddlp("resume", str(folder))
+    assert refused.returncode == 2
+    assert "the configuration is not the one that the run began with" in refused.stderr
+    (folder / "config.toml").write_text(original.replace("rounds = 3", "rounds = 4"))
+    assert "Unfinished (flora 1, feddlp 1 rounds to go)" in feddlp("show", str(folder)).stdout
+    assert feddlp("resume", str(folder)).returncode == 0
+    assert rounds(folder)[:6] == rounds(undisturbed)
+    assert [(row["method"], row["round"]) for row in rounds(folder)[6:]] == [("flora", 4), ("feddlp", 4)]
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
+def test_an_interrupt_before_anything_is_written_is_no_success(delay, options, tmp_path):
+    command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path / 'runs'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)

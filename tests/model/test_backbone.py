@@ -108,6 +108,7 @@ def test_bfloat16_is_close_to_float32(backbones, digits):
         exact, approximate = (kind.encode_images(digits.images[:64]) for kind in (backbones["image"], rough))
     assert approximate.dtype == torch.float32
     assert (exact * approximate).sum(-1).min() > 0.999
+    assert rough.logit_scale == backbones["image"].logit_scale  # read before it was rounded
 
 
 def test_the_fingerprint_knows_weights_and_tower():

@@ -109,3 +109,14 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(objective):
     loss.sum().backward()
     assert loss.abs().max() < 1e-12
     assert logits.grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 1.0, 100.0])
+def test_hidden_columns_stay_finite_at_every_temperature(temperature, direction):
+    batch = make_batch([3, 0, 5])
+    student, teacher = (random_logits(batch, seed).float().requires_grad_() for seed in (1, 2))
+    loss = distillation(student, teacher, batch, "in_batch", temperature, direction)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert student.grad.isfinite().all()

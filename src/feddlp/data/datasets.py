@@ -9,7 +9,6 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ Resize = Callable[[Sequence[Image.Image]], Tensor]
 """RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
 
 CHUNK = 256
+NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # Pillow knows their names but has no decoder
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def folder(argument: str) -> Source:
     files = [file for files in classes.values() for file in files]
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
     names = tuple(name.replace("_", " ").replace("-", " ") for name in classes)
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"data.dataset=folder:{argument} has class folders that differ only in '_' and '-' ({', '.join(twins)}), "
+            "so their prompts would be alike; rename one of them"
+        )
     return Source(root.resolve().name, [partial(open_image, file) for file in files], labels, names)
 
 
@@ -113,10 +118,11 @@ def list_folder(path: Path) -> list[Path]:
 
 def image_files(path: Path) -> Iterator[Path]:
     """The files below a class folder whose extension belongs to a format that Pillow can open."""
-    readable = {extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN}
+    readable = {ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN.keys() - NOT_PICTURES}
     for entry in list_folder(path):
         if entry.is_dir():
-            yield from image_files(entry)
+            if not entry.is_symlink():  # a link to a folder above would never end
+                yield from image_files(entry)
         elif entry.suffix.lower() in readable:
             yield entry
 
@@ -164,4 +170,4 @@ def load(source: Source, resize: Resize, progress: Callable[[int, int], None] = 
 
 def descriptions() -> dict[str, str]:
     """One line for each source, from its docstring."""
-    return {name: (function.__doc__ or "").split(os.linesep)[0] for name, function in SOURCES.items()}
+    return {name: (function.__doc__ or "").splitlines()[0] for name, function in SOURCES.items()}

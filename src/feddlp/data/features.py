@@ -18,7 +18,7 @@ CHUNK = 256
 
 @torch.no_grad()
 def image_features(backbone: Backbone, images: Tensor, progress: Callable[[int, int], None]) -> Tensor:
-    """Unit features of all images. [N, 3, H, W] uint8 -> [N, D] float32"""
+    """Unit features of all images. [N, 3, H, W] uint8 -> [N, D]"""
     chunks = []
     for start in range(0, len(images), CHUNK):
         chunks.append(backbone.encode_images(images[start : start + CHUNK]))

@@ -26,6 +26,11 @@ from feddlp.training.cohort import Cohort, initial
 EVALUATION_BATCH = 128
 
 
+def planned_rounds(method: Method, rounds: int) -> int:
+    """How many rounds there are to play; a method that trains nothing is scored once."""
+    return rounds if method.adapters() else 1
+
+
 @dataclass(frozen=True)
 class FederatedData:
     """The three parts of every client's samples."""
@@ -80,8 +85,7 @@ class Federation:
 
     @property
     def rounds(self) -> int:
-        """How many rounds there are to play; a method that trains nothing is scored once."""
-        return self.training.rounds if self.method.adapters() else 1
+        return planned_rounds(self.method, self.training.rounds)
 
     def steps(self) -> int:
         """Training steps of a round."""
@@ -98,9 +102,11 @@ class Federation:
             losses = self.cohort.fit(self._epoch(epoch), on_step)
         validation = self.cohort.correct(self.data.validation, EVALUATION_BATCH)
         test = self.cohort.correct(self.data.test, EVALUATION_BATCH)
-        self.shared = self.method.aggregate(self.cohort.upload(), self.data.train.sizes())
+        uploads = self.cohort.upload()
+        bytes_up = payload_bytes(uploads) // len(self.cohort.clients)
+        self.shared = self.method.aggregate(uploads, self.data.train.sizes())
         self.round += 1
-        seconds, bytes_up = time.perf_counter() - started, payload_bytes(self.shared)
+        seconds = time.perf_counter() - started
         return RoundResult(self.round, seconds, losses, validation, test, self._active_ranks(), bytes_down, bytes_up)
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:

@@ -47,13 +47,14 @@ class Backbone:
         model: the checkpoint; its parameters are frozen here.
         tokenizer, processor: as stored beside it.
         adapt: which tower carries the adapters.
+        logit_scale: what cosines are multiplied by, 1/temperature; read before any rounding of the weights.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Tower):
+    def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Tower, logit_scale: float):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.processor, self.adapt = tokenizer, processor, adapt
         self.sites = find_sites(model, adapt)
-        self.logit_scale = model.logit_scale.double().exp().item()
+        self.logit_scale = logit_scale
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         self.pixel_mean = (mean / processor.rescale_factor)[:, None, None].to(model.device)
         self.pixel_std = (std / processor.rescale_factor)[:, None, None].to(model.device)
@@ -130,7 +131,7 @@ def normalise(features: Tensor) -> Tensor:
 
 
 def trained_dtype(frozen: torch.dtype) -> torch.dtype:
-    """The dtype of adapters, logits and losses over a frozen model: float32 at least (bfloat16 never trains)."""
+    """The dtype in which adapters, logits and losses are kept over a frozen model: float32 at least."""
     return torch.promote_types(frozen, torch.float32)
 
 
@@ -175,11 +176,13 @@ def load_backbone(checkpoint: str, adapt: Tower, device: str = "cpu", dtype: tor
     """
     config, source = load_clip_config(checkpoint), locate(checkpoint)
     try:
-        model = CLIPModel.from_pretrained(source, config=config, dtype=dtype).to(device)
+        model = CLIPModel.from_pretrained(source, config=config, dtype=trained_dtype(dtype))
+        logit_scale = model.logit_scale.double().exp().item()
+        model = model.to(device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
     except Exception as error:  # the libraries raise a dozen kinds for a damaged folder
         raise UserError(
             f"model.checkpoint={checkpoint} cannot be loaded ({first_line(error)}); check or replace its files"
         ) from error
-    return Backbone(model, tokenizer, processor, adapt)
+    return Backbone(model, tokenizer, processor, adapt, logit_scale)

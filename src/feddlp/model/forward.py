@@ -40,7 +40,7 @@ class Forward:
             self.prompt_features = backbone.encode_texts(prompts)  # (C, D), of the frozen tower
 
     def __call__(self, batch: Batch, view: View) -> Tensor:
-        """Logits [K, B, C] in float32, with gradient."""
+        """Logits [K, B, C], with gradient."""
         weights = {view: 1.0} if isinstance(view, str) else view
         delta = partial(self._delta, weights, len(batch.labels)) if weights else None
         with self.backbone.adapted(delta):

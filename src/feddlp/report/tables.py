@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -73,7 +72,8 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """All methods of a run, in the order in which they were run."""
-    return [summarise_method(list(group)) for _, group in groupby(rows, key=lambda row: row["method"])]
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return [summarise_method([row for row in rows if row["method"] == method]) for method in methods]
 
 
 def accuracy_cells(line: Summary) -> tuple[str, ...]:

@@ -70,14 +70,14 @@ class Cohort:
     def fit(self, batches: Iterable[Batch], on_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
         """Train on one pass over `batches`; the mean loss of each client by adapter, [K] each."""
         totals: dict[str, Tensor] = {}
-        samples = torch.zeros(len(self.clients))
+        samples: Tensor | int = 0
         for batch in batches:
-            count = batch.mask.sum(1).cpu()
-            samples += count
+            count = batch.mask.sum(1)
+            samples = samples + count
             for name, loss in self.step(batch).items():
-                totals[name] = totals.get(name, 0) + loss.cpu() * count
+                totals[name] = totals.get(name, 0) + loss * count
             on_step()
-        return {name: total / samples.clamp(min=1) for name, total in totals.items()}
+        return {name: (total / torch.as_tensor(samples).clamp(min=1)).cpu() for name, total in totals.items()}
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One batch: each adapter that the method names takes its step, alone, and then the method goes on."""
@@ -100,11 +100,11 @@ class Cohort:
     @torch.no_grad()
     def correct(self, data: ClientData, batch_size: int) -> Tensor:
         """How many of each client's samples the method predicts rightly. [K]"""
-        totals = torch.zeros(len(self.clients), dtype=torch.int64)
+        totals = torch.zeros(len(self.clients), dtype=torch.int64, device=data.labels.device)
         for batch in data.in_order(batch_size):
             hits = self.method.predict(self.forward, batch).argmax(-1) == batch.labels
-            totals += (hits & batch.mask).sum(1).cpu()
-        return totals
+            totals += (hits & batch.mask).sum(1)
+        return totals.cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a client must keep between rounds: adapters and optimiser state, K axis first."""

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from feddlp.data.batches import Batch
 
+HIDDEN = -1e20
+
 Objective = Literal["class_ce", "in_batch"]
 Direction = Literal["teacher_student", "student_teacher"]
 
@@ -47,8 +49,11 @@ def problems(logits: Tensor, batch: Batch, objective: Objective) -> list[Problem
 
 
 def hide(scores: Tensor, mask: Tensor) -> Tensor:
-    """Columns of padded samples get the lowest finite score, hence probability 0. scores [K, B, B], mask [K, B]"""
-    return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
+    """Columns of padded samples get probability 0. scores [K, B, B], mask [K, B]
+
+    The score is low for every temperature, and finite after division by any: -inf - -inf would be NaN.
+    """
+    return scores.masked_fill(~mask[:, None, :], HIDDEN)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
