@@ -372,3 +372,17 @@ def test_the_fingerprint_knows_what_decides_results_and_nothing_else():
         assert load_config(None, [harmless]).fingerprint() == base
     for telling in ("seed=1", "method.lr=2e-3", "data.clients=9", "training.batch_size=8", "methods=flora"):
         assert load_config(None, [telling]).fingerprint() != base
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("rounds=3", "training.rounds"),
+        ("lr=1", "method.lr"),
+        ("methods=FedDLP", "feddlp"),
+        ("data.batch_size=3", "training.batch_size"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_pointed_to_its_own(override, hint):
+    with pytest.raises(UserError, match=rf"did you mean {hint}\?"):
+        load_config(None, [override])

@@ -55,6 +55,8 @@ def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):
     for _ in range(2):
         done = feddlp(["run", "training.rounds=1", "methods=zero_shot"], tmp_path)
         assert done.returncode == 0, done.stderr
+    assert "runs/demo exists, so this run is demo-2" in done.stdout
+    assert "1,797 images, 10 classes, 10 clients; train 1,215, validation 129, test 453" in done.stdout
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"demo", "demo-2"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import feddlp
 from feddlp.config import Config, options_model
 from feddlp.methods import descriptions, registry
 
@@ -60,7 +61,9 @@ def describe(name: str, key: str) -> str:
 
 
 def text() -> str:
-    return HEAD + "\n".join(rows()) + "\n" + "\n".join(method_rows()) + "\n"
+    demo = (Path(feddlp.__file__).parent / "assets" / "demo.toml").read_text(encoding="utf-8")
+    without = f"\nWithout a file, `feddlp run` starts from the demo instead of these defaults:\n\n```toml\n{demo}```\n"
+    return HEAD + "\n".join(rows()) + "\n" + without + "\n".join(method_rows()) + "\n"
 
 
 if __name__ == "__main__":

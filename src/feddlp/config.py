@@ -185,7 +185,9 @@ def explain(error: ValidationError, prefix: str, valid: Mapping[str, Any]) -> st
     more = f" (and {others} more)" if others else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         section, _, name = key.rpartition(".")
-        return f"{key} is not a configuration key; {nearest(name, valid.get(section, ()))}{more}"
+        elsewhere = [f"{other}.{name}" for other, names in valid.items() if name in names and other != section]
+        hint = f"did you mean {elsewhere[0]}?" if elsewhere else nearest(name, valid.get(section, ()))
+        return f"{key} is not a configuration key; {hint}{more}"
     text = first["msg"][0].lower() + first["msg"][1:]
     return f"{key}={first['input']}: {text}{more}"
 
@@ -242,7 +244,8 @@ def validate(table: Table) -> Config:
     try:
         config = Config(**table)
     except ValidationError as error:
-        raise UserError(explain(error, "", valid_keys())) from error
+        methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
+        raise UserError(explain(error, "", valid_keys() | methods)) from error
     config.build_methods()
     return config
 

@@ -23,8 +23,10 @@ from feddlp.errors import UserError
 from feddlp.evaluation import accuracy
 from feddlp.federation.rounds import FederatedData, Federation, RoundResult, planned_rounds
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Backbone, load_backbone
+from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
 from feddlp.records import RunFolder, environment
+
+FEW_SAMPLES = 30
 
 
 class Reporter(Protocol):
@@ -39,6 +41,8 @@ class Reporter(Protocol):
     def stepped(self) -> None: ...
 
     def round_finished(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, message: str) -> None: ...
 
     def warn(self, message: str) -> None: ...
 
@@ -72,6 +76,7 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     """Load and freeze the model, load the images once, deal them to the clients."""
     source = datasets.find(config.data.dataset)
     splits = deal(config, source.labels)
+    describe_data(config, len(source.class_names), splits, reporter)
     prompts = class_prompts(source.class_names, config.data.template or source.template)
     backbone = load_backbone(
         config.model.checkpoint,
@@ -95,6 +100,28 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         "backbone": backbone.fingerprint(),
     }
     return Materials(backbone, tokens, FederatedData(*parts), fingerprints)
+
+
+def describe_data(config: Config, classes: int, splits: list[ClientSplit], reporter: Reporter) -> None:
+    """Say how many samples every number will rest on, and what would make the numbers meaningless."""
+    train, validation, test = (
+        sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation", "test")
+    )
+    smallest = min(len(client.test) for client in splits)
+    reporter.note(
+        f"{config.data.dataset}: {train + validation + test:,} images, {classes} classes, {len(splits)} clients; "
+        f"train {train:,}, validation {validation:,}, test {test:,} (smallest client: {smallest})"
+    )
+    if validation < FEW_SAMPLES:
+        reporter.warn(
+            f"only {validation} validation samples, so the validation-chosen round means little; "
+            "raise data.validation_share or use fewer clients"
+        )
+    if config.data.dataset != "digits" and config.model.checkpoint in EMBEDDED:
+        reporter.warn(
+            f"{config.model.checkpoint} knows rendered characters only; for photographs set model.checkpoint "
+            "to a CLIP folder or a hub name such as openai/clip-vit-base-patch32"
+        )
 
 
 def deal(config: Config, labels: Any) -> list[ClientSplit]:
@@ -217,6 +244,8 @@ def run(config: Config, reporter: Reporter) -> RunFolder:
     """A new run. Its folder is made once model and data are known to be good."""
     materials = prepare(config, reporter)
     folder = RunFolder.create(Path(config.runs_dir).expanduser(), config.name, config.to_toml())
+    if folder.path.name != config.name:
+        reporter.note(f"{folder.path.with_name(config.name)} exists, so this run is {folder.path.name}")
     reporter.run_started(folder.path)
     execute(folder, config, materials, reporter)
     return folder

@@ -60,6 +60,9 @@ class PlainReporter:
     def round_finished(self, row: Mapping[str, Any]) -> None:
         self.line(round_text(row, self.rounds))
 
+    def note(self, message: str) -> None:
+        self.line(message)
+
     def warn(self, message: str) -> None:
         self.line(f"warning: {message}")
 

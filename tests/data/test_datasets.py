@@ -373,3 +373,8 @@ def test_class_folders_whose_prompts_would_be_alike_are_refused(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / kind / "a.png")
     with pytest.raises(UserError, match="their prompts would be alike"):
         datasets.find(f"folder:{tmp_path}")
+
+
+def test_a_bare_folder_is_told_how_to_be_written(tmp_path):
+    with pytest.raises(UserError, match=f"write data.dataset=folder:{tmp_path}"):
+        datasets.find(str(tmp_path))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def feddlp(*words):
         timeout=300,
         check=False,
     )
+
+
+def start(command):
+    """A process that hears Ctrl-C even where the tests run in the background, whose children ignore it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=hear, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +131,7 @@ def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(stop, undisturbed, options, tmp_path):
     command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = start(command)
     folder = tmp_path / "demo"
     deadline = time.monotonic() + 120
     while not (folder / "checkpoint" / "flora" / "state.json").exists() and time.monotonic() < deadline:
@@ -191,7 +199,7 @@ def test_an_edited_configuration_is_refused_on_resume_and_more_rounds_are_not(un
 @pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
 def test_an_interrupt_before_anything_is_written_is_no_success(delay, options, tmp_path):
     command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path / 'runs'}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = start(command)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

@@ -153,6 +153,8 @@ def find(dataset: str) -> Source:
         UserError: unknown name, or a collection that cannot be used.
     """
     kind, _, argument = dataset.partition(":")
+    if kind not in SOURCES and Path(dataset).expanduser().is_dir():
+        raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
         raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
     return SOURCES[kind](argument)

@@ -72,7 +72,7 @@ def partition_dirichlet(labels: np.ndarray, clients: int, beta: float, min_sampl
     raise UserError(
         f"data.clients={clients} with data.dirichlet_beta={beta:g} never gave every client "
         f"data.min_samples={min_samples} of the {len(labels)} samples in {MAX_TRIES} tries (best: {best}); "
-        "use fewer clients, a larger beta or another data.partition_seed"
+        "use fewer clients, a larger beta, or data.partition=iid"
     )
 
 
@@ -145,7 +145,8 @@ def partition(
     if clients * min_samples > len(array):
         raise UserError(
             f"data.clients={clients} with data.min_samples={min_samples} need {clients * min_samples} samples, "
-            f"the data set has {len(array)}; use at most {len(array) // min_samples} clients"
+            f"the data set has {len(array)}; use at most {len(array) // min_samples} clients, "
+            "far fewer with skewed labels"
         )
     if name == "dirichlet":
         return partition_dirichlet(array, clients, dirichlet_beta, min_samples, seed)
