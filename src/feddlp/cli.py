@@ -163,9 +163,8 @@ def reporting(console: Console) -> Iterator[PlainReporter]:
         with reporter:
             yield reporter
     except KeyboardInterrupt:
-        if reporter.folder is None:
-            raise
-        raise StoppedByUser(f"go on with: feddlp resume {reporter.folder}") from None
+        way_on = f"go on with: feddlp resume {reporter.folder}" if reporter.folder else "nothing was written yet"
+        raise StoppedByUser(way_on) from None
 
 
 def interrupt(*_: Any) -> NoReturn:
@@ -195,7 +194,7 @@ def main() -> None:
     except StoppedByUser as stop:
         fail(f"stopped; {stop}", INTERRUPTED)
     except KeyboardInterrupt:
-        fail("stopped; nothing was written yet", INTERRUPTED)
+        fail("stopped", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -19,7 +19,7 @@ from feddlp.config import TrainingConfig
 from feddlp.costs import payload_bytes
 from feddlp.data.batches import Batch, ClientData
 from feddlp.methods.base import Method
-from feddlp.model.adapters import Theta, active_ranks
+from feddlp.model.adapters import Theta, active_ranks, gates
 from feddlp.model.backbone import Backbone
 from feddlp.training.cohort import Cohort, initial
 
@@ -119,10 +119,7 @@ class Federation:
 
     def gates(self) -> int:
         """How many gates a client has."""
-        leaves = [
-            leaf for theta in self.cohort.theta.values() for name, leaf in theta.items() if name.endswith(".gate")
-        ]
-        return sum(leaf[0].numel() for leaf in leaves)
+        return sum(gate[0].numel() for theta in self.cohort.theta.values() for gate in gates(theta).values())
 
     def state_dict(self) -> dict[str, Tensor]:
         """All clients and the server."""

@@ -132,8 +132,7 @@ class GatedLoRA(LoRA):
         return super().bottleneck(theta, site, x) * theta[f"{site}.gate"].to(x.dtype)[:, None]  # (K, 1, r)
 
     def project(self, theta: Theta) -> Theta:
-        gates = {name: leaf for name, leaf in theta.items() if name.endswith(".gate")}
-        return {name: soft_threshold(gate, self.gate_threshold) for name, gate in gates.items()}
+        return {name: soft_threshold(gate, self.gate_threshold) for name, gate in gates(theta).items()}
 
 
 def soft_threshold(values: Tensor, threshold: float) -> Tensor:
@@ -141,10 +140,15 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
     return values.sign() * (values.abs() - threshold).clamp(min=0)
 
 
+def gates(theta: Theta) -> Theta:
+    """The gate leaves, [K, r] each; empty where the adapter has none."""
+    return {name: leaf for name, leaf in theta.items() if name.endswith(".gate")}
+
+
 def active_ranks(theta: Theta) -> Tensor | None:
     """How many gates of each client are not zero, over all sites. [K]; None where the adapter has no gates."""
-    gates = [leaf.detach() for name, leaf in theta.items() if name.endswith(".gate")]
-    return torch.cat(gates, dim=-1).count_nonzero(dim=-1) if gates else None
+    found = [gate.detach() for gate in gates(theta).values()]
+    return torch.cat(found, dim=-1).count_nonzero(dim=-1) if found else None
 
 
 def count_parameters(adapter: Adapter, sites: Mapping[str, Site]) -> int:
