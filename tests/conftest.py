@@ -12,12 +12,13 @@ from feddlp.config import TrainingConfig
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
 from feddlp.data.datasets import Dataset
-from feddlp.data.features import image_features
-from feddlp.data.prompts import class_prompts
-from feddlp.federation.rounds import FederatedData, Federation
+from feddlp.data.features import encode_prompts, image_features
+from feddlp.data.prompts import Prompts, class_prompts
+from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Backbone, load_backbone
 
+TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
 
 
@@ -29,13 +30,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def backbones() -> dict[str, Backbone]:
-    return {tower: load_backbone("tiny-clip", tower) for tower in ("image", "text")}
+    return {tower: load_backbone("tiny-clip", tower) for tower in TOWERS}
 
 
 @pytest.fixture(scope="session")
 def exact_backbones() -> dict[str, Backbone]:
     """In float64, where Adam cannot blow rounding up and equality means equality."""
-    return {tower: load_backbone("tiny-clip", tower, dtype=torch.float64) for tower in ("image", "text")}
+    return {tower: load_backbone("tiny-clip", tower, dtype=torch.float64) for tower in TOWERS}
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +45,13 @@ def digits(backbones: dict[str, Backbone]) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def prompts(backbones: dict[str, Backbone], digits: Dataset) -> torch.Tensor:
-    return backbones["image"].tokenize(class_prompts(digits.class_names, digits.template))
+def prompts(backbones: dict[str, Backbone], digits: Dataset) -> Prompts:
+    return encode_prompts(backbones["image"], class_prompts(digits.class_names, digits.template))
+
+
+@pytest.fixture(scope="session")
+def exact_prompts(exact_backbones: dict[str, Backbone], digits: Dataset) -> Prompts:
+    return encode_prompts(exact_backbones["image"], class_prompts(digits.class_names, digits.template))
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +60,12 @@ def inputs(
 ) -> dict[tuple[str, bool], torch.Tensor]:
     """(tower, exact) -> what batches hold: images, or features of the frozen image tower."""
     some = digits.images[:400]
+    images = {(tower, exact): digits.images for tower in ("image", "both") for exact in (False, True)}
     features = {
         ("text", exact): image_features(kind["text"], some, lambda done, total: None)
         for exact, kind in ((False, backbones), (True, exact_backbones))
     }
-    return {("image", False): digits.images, ("image", True): digits.images, **features}
+    return images | features
 
 
 @pytest.fixture(scope="session")
@@ -77,16 +84,27 @@ def client_data(digits: Dataset, inputs: dict[tuple[str, bool], torch.Tensor]) -
 def make_federation(
     backbones: dict[str, Backbone],
     exact_backbones: dict[str, Backbone],
-    prompts: torch.Tensor,
+    prompts: Prompts,
+    exact_prompts: Prompts,
     client_data: Callable[..., ClientData],
 ) -> Callable[..., Federation]:
-    """make_federation(method, tower): three ragged clients, batches of four; in float64 where exact."""
+    """make_federation(method, tower): three ragged clients, batches of four; in float64 where exact.
 
-    def make(method: Method, tower: str = "image", seed: int = 0, exact: bool = False, **training: int) -> Federation:
+    A method alone is one lane with `seed`; a list of (seed, method) is as many lanes.
+    """
+
+    def make(
+        method: Method | Sequence[tuple[int, Method]],
+        tower: str = "image",
+        seed: int = 0,
+        exact: bool = False,
+        **training: float,
+    ) -> Federation:
+        lanes = [Lane(seed, method)] if isinstance(method, Method) else [Lane(*lane) for lane in method]
         backbone = (exact_backbones if exact else backbones)[tower]
         parts = ((SIZES, 0), ((2, 0, 1), 100), ((4, 2, 3), 200))
-        data = FederatedData(*(client_data(tower, sizes, offset, exact) for sizes, offset in parts))
+        data = FederatedData((0, 1, 2), *(client_data(tower, sizes, offset, exact) for sizes, offset in parts))
         config = TrainingConfig(**{"rounds": 3, "batch_size": 4, **training})
-        return Federation(method, backbone, prompts, data, config, seed)
+        return Federation(lanes, backbone, exact_prompts if exact else prompts, data, config)
 
     return make

@@ -73,7 +73,8 @@ def test_the_source_is_found():
 
 @pytest.mark.parametrize("module", modules_in("feddlp.methods"))
 def test_methods_import_losses_adapters_batches_and_their_base(module):
-    allowed = ["feddlp.training.losses", "feddlp.model.adapters", "feddlp.data.batches", "feddlp.methods"]
+    adapters = ["feddlp.model.adapters", "feddlp.model.gates"]
+    allowed = ["feddlp.training.losses", *adapters, "feddlp.data.batches", "feddlp.methods"]
     if module == "feddlp.methods.base":
         allowed.append("feddlp.federation.aggregation")
     assert [name for name in own(module) if not within(name, *allowed)] == []
@@ -86,7 +87,7 @@ def test_model_losses_and_data_know_nothing_of_federation(module):
 
 @pytest.mark.parametrize("module", modules_in("feddlp.report"))
 def test_reports_are_made_from_records_and_costs_alone(module):
-    allowed = ("feddlp.records", "feddlp.costs", "feddlp.report")
+    allowed = ("feddlp.records", "feddlp.costs", "feddlp.errors", "feddlp.report")
     assert [name for name in own(module) if not within(name, *allowed)] == []
 
 

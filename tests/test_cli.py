@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from feddlp import __version__, cli, experiment
+from feddlp import __version__, cli, experiment, materials
 from feddlp.data.datasets import SOURCES
+from feddlp.hyperparameters import variants
 from feddlp.methods import registry
 from feddlp.model.backbone import EMBEDDED
 
@@ -80,7 +81,7 @@ def checkpoint(tmp_path) -> Path:
     [
         (["run", "sed=1"], "did you mean seed?"),
         (["run", "training.rounds=none"], "training.rounds=none"),
-        (["run", "methods=fedlp"], "did you mean feddlp?"),
+        (["run", "methods=fedlp"], "did you mean feddlp"),
         (["run", "nowhere.toml"], "cannot read the configuration nowhere.toml"),
         (["run", "a.toml", "b.toml"], "'b.toml' is a second configuration file"),
         (["run", "data.dataset=digts"], "did you mean digits?"),
@@ -173,7 +174,7 @@ def test_an_internal_error_is_one_line_and_exit_1(feddlp, tmp_path, monkeypatch)
     def fails(*_: object) -> None:
         raise RuntimeError("two\n  lines")
 
-    monkeypatch.setattr(experiment, "prepare", fails)
+    monkeypatch.setattr(materials, "prepare", fails)
     ended = feddlp("run")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == "feddlp: error: RuntimeError: two lines (use --debug for the traceback)\n"
@@ -186,7 +187,7 @@ def test_an_error_without_words_is_still_named(feddlp, monkeypatch):
     def fails(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(experiment, "prepare", fails)
+    monkeypatch.setattr(materials, "prepare", fails)
     assert feddlp("run").err == "feddlp: error: MemoryError: no message (use --debug for the traceback)\n"
 
 
@@ -204,7 +205,7 @@ def test_a_stop_before_the_first_round_says_so(feddlp, tmp_path, monkeypatch):
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "prepare", stopped)
+    monkeypatch.setattr(materials, "prepare", stopped)
     ended = feddlp("run")
     assert (ended.code, ended.err) == (130, "feddlp: stopped; nothing was written yet\n")
     assert_untouched(tmp_path)
@@ -241,7 +242,7 @@ def test_a_run_without_a_finished_round_says_how_to_start_it(feddlp, tmp_path):
 
 
 def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
-    for command, names in (("methods", registry()), ("datasets", SOURCES)):
+    for command, names in (("methods", [*registry(), *variants()]), ("datasets", SOURCES)):
         ended = feddlp(command)
         lines = ended.out.splitlines()
         assert ended.code == 0
@@ -260,7 +261,7 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "show", "methods", "datasets"):
+    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets"):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 

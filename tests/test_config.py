@@ -72,7 +72,7 @@ def test_overrides_lie_on_top_of_the_file(write):
             "method.kd_wieght is not an option of zero_shot, local, flora, feddlp; did you mean kd_w",
         ),
         ("method.feddlp.kd_wieght=1", "method.feddlp.kd_wieght is not a configuration key; did you mean kd_weight"),
-        ("method.fedlp.kd_weight=1", "method.fedlp is not a method; did you mean feddlp?"),
+        ("method.fedlp.kd_weight=1", "method.fedlp is not a method; did you mean feddlp or fedclip?"),
         ("zzz=1", "zzz is not a configuration key; valid: data, method, methods, model, name"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key, named):
         ("[training]\nround = 3", "did you mean rounds?"),
         ("[method]\nkd_wieght = 3.0", "did you mean kd_weight"),
         ("[method.feddlp]\nkd_wieght = 3.0", "did you mean kd_weight"),
-        ("[method.fedlp]\nkd_weight = 3.0", "did you mean feddlp?"),
+        ("[method.fedlp]\nkd_weight = 3.0", "did you mean feddlp or fedclip?"),
     ],
 )
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(write, text, named):
@@ -135,7 +135,7 @@ def test_a_section_of_a_value_lists_no_nameless_section():
         "data.dirichlet_beta=-inf", "data.test_share=1", "data.test_share=0", "data.test_share=nan",
         "data.validation_share=1.0", "data.validation_share=-0.1", "data.min_samples=1", "data.partition=sorted",
         "data.partition_seed=4294967296", "data.classes_per_client=0", "data.dataset=5", "data.template=[1]",
-        "model.adapt=both", "model.dtype=float16", "model.device=0", "training.rounds=0", "training.rounds=1e2",
+        "model.adapt=all", "model.dtype=float16", "model.device=0", "training.rounds=0", "training.rounds=1e2",
         "training.batch_size=0", "training.local_epochs=-3", "training=5", "name=../other", "name=", "name=a/b",
         "methods=5", "methods=[]", "methods=['flora', 5]", "runs_dir=3", "method=5",
         "method.lr=nan", "method.lr=inf", "method.lr=fast", "method.lr=[1.0]", "method.rank=2.5",
@@ -273,7 +273,7 @@ def test_methods_in_a_file_are_a_list_or_a_line(write):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
-    assert refusal("methods=flora,fedlp") == "methods: 'fedlp' is not known; did you mean feddlp?"
+    assert refusal("methods=flora,fedlp") == "methods: 'fedlp' is not known; did you mean feddlp or fedclip?"
     assert "valid: " in refusal("methods=")
     assert "methods: 'Flora'" in refusal("methods=Flora")
 

@@ -9,8 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import feddlp
-from feddlp.config import Config, options_model
-from feddlp.methods import descriptions, registry
+from feddlp.config import Config
+from feddlp.hyperparameters import asset, options_model, variant_fields, variants
+from feddlp.methods import registry
+from feddlp.methods.base import GatedMethod, LoRAMethod, Method
 
 TARGET = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -40,24 +42,63 @@ def row(key: str, default: object, text: str | None) -> str:
 
 
 def method_rows() -> list[str]:
-    common = set.intersection(*(set(options_model(name).model_fields) for name in registry()))
+    """The fields that families of methods have in common, and then each method with its own."""
     lines = [
         "\n## Methods\n",
-        "`method.KEY` sets a key for every method that has it, `method.NAME.KEY` for one method.\n",
-        "All methods: "
-        + ", ".join(describe("flora", key) for key in options_model("flora").model_fields if key in common)
-        + ".\n",
+        "`method.KEY` sets a key for every method that has it, `method.NAME.KEY` for one method. The docstrings in",
+        "`src/feddlp/methods/` say what the keys mean.\n",
+        f"- all methods: {listed('flora', own(Method))}.",
+        f"- all methods with LoRA: {listed('flora', own(LoRAMethod))}.",
+        f"- all methods with a gated LoRA: {listed('feddlp', own(GatedMethod))}.",
     ]
-    for name, text in descriptions().items():
-        own = [describe(name, field.name) for field in fields(registry()[name]) if field.name not in common]
-        lines.append(f"- **{name}**: {text}" + (f" Also: {', '.join(own)}." if own else ""))
+    common = {*own(Method), *own(LoRAMethod), *own(GatedMethod)}
+    families = {GatedMethod: ", with a gated LoRA", LoRAMethod: ", with LoRA", Method: ""}
+    for name, method in registry().items():
+        summary = (method.__doc__ or "").splitlines()[0].rstrip(".")
+        family = next(text for base, text in families.items() if issubclass(method, base))
+        mine = listed(name, [field.name for field in fields(method) if field.name not in common])
+        lines.append(f"- **{name}**: {summary} ({mine or 'no keys of its own'}{family}).")
+    return lines + variant_rows() + preset_rows()
+
+
+def own(method: type[Method]) -> list[str]:
+    """The fields that a class adds to its bases."""
+    return [name for name in method.__annotations__ if name in {field.name for field in fields(method)}]
+
+
+def listed(name: str, keys: list[str]) -> str:
+    return ", ".join(describe(name, key) for key in keys)
+
+
+def variant_rows() -> list[str]:
+    """The named variants, with what makes them different."""
+    lines = [
+        "\n## Variants\n",
+        "A variant is a method under a name of its own, with other values; `methods` may name it beside its method.",
+        'Your own: `[method.my_variant]` with `variant_of = "feddlp"` and what is different.\n',
+    ]
+    for name, table in variants().items():
+        values = ", ".join(f"`{key}={value}`" for key, value in variant_fields(name).items())
+        lines.append(f"- **{name}** ({table['variant_of']}): {table['summary']} {values}.")
     return lines
+
+
+def preset_rows() -> list[str]:
+    """Where values come from that nobody gave."""
+    lines = [
+        "\n## Presets\n",
+        "What a configuration leaves open is filled in by `preset`; every run folder holds the values that came of it.",
+        "Learning rates go by tower and data set (`assets/presets.toml` in the package).\n",
+    ]
+    presets = {name: table for name, table in asset("presets.toml").items() if "summary" in table}
+    return lines + [f"- **{name}**: {table['summary']}" for name, table in presets.items()]
 
 
 def describe(name: str, key: str) -> str:
     field = options_model(name).model_fields[key]
     choices = getattr(field.annotation, "__args__", ())
-    return f"`{key}={field.default}`" + (f" (or {', '.join(map(str, choices[1:]))})" if choices else "")
+    others = [str(choice) for choice in choices if choice != field.default]
+    return f"`{key}={field.default}`" + (f" (or {', '.join(others)})" if others else "")
 
 
 def text() -> str:

@@ -1,4 +1,4 @@
-"""The command line: `feddlp run | resume | show | methods | datasets`.
+"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets`.
 
 The user's mistakes end in one line and exit code 2, anything else that fails in one line and exit code 1; a traceback
 only with --debug. Ctrl-C (or SIGTERM) stops cleanly, says how to go on, and exits with 130.
@@ -71,6 +71,7 @@ def run(
     quiet_libraries()
     from feddlp import experiment
     from feddlp.config import load_config
+    from feddlp.printing import print_finished
 
     files = [word for word in words or [] if "=" not in word]
     if len(files) > 1:
@@ -79,7 +80,7 @@ def run(
     console = Console()
     with reporting(console) as reporter:
         folder = experiment.run(config, reporter)
-    print_run(folder, console)
+    print_finished(folder, console)
 
 
 @app.command()
@@ -91,33 +92,141 @@ def resume(path: RunPath, debug: Debug = False) -> None:
     """
     quiet_libraries()
     from feddlp import experiment
+    from feddlp.printing import print_finished
 
     console = Console()
     with reporting(console) as reporter:
         folder = experiment.resume(path, reporter)
-    print_run(folder, console)
+    print_finished(folder, console)
+
+
+@app.command()
+def sweep(
+    path: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="A sweep file; see configs/ and docs/sweeps.md.")],
+    debug: Debug = False,
+) -> None:
+    """Methods x settings x seeds, hyper-parameters chosen on validation data. Started again, it goes on.
+
+    \b
+    feddlp sweep configs/digits.toml
+    """
+    quiet_libraries()
+    from feddlp.printing import print_sweep
+    from feddlp.sweep import load_sweep, run_sweep
+
+    console = Console()
+    plan = load_sweep(path)
+    with reporting(console, f"feddlp sweep {path}") as reporter:
+        result = run_sweep(plan, reporter)
+    print_sweep(plan.folder, console)
+    complain(result["failed"], f"feddlp sweep {path}")
+
+
+@app.command()
+def reproduce(
+    words: Annotated[
+        list[str], typer.Argument(metavar="TABLE... [key=value ...]", help="table1 to table8, fig2, or all; overrides.")
+    ],
+    data: Annotated[str, typer.Option(help="Data sets: digits, folder:PATH, or pets=folder:PATH; comma-separated.")] = (
+        "digits"
+    ),
+    model: Annotated[str, typer.Option(help="tiny-clip, a CLIP folder, or a hub name.")] = "tiny-clip",
+    seeds: Annotated[str, typer.Option(help="Run seeds, comma-separated.")] = "0,1,42",
+    target: Annotated[float | None, typer.Option(help="Target accuracy in % of tables 5 and 6.")] = None,
+    which: Annotated[
+        str, typer.Option(help="The accuracy that stands in front: final, validation_chosen, best_test, or all.")
+    ] = "all",
+    debug: Debug = False,
+) -> None:
+    """Run what a table of the paper needs, and print it with the paper's numbers beside ours.
+
+    \b
+    feddlp reproduce table7                                      on the digits, with the embedded model
+    feddlp reproduce table1 --data pets=folder:pets --model openai/clip-vit-base-patch32
+    feddlp reproduce fig2 training.rounds=30 --seeds 0
+    """
+    quiet_libraries()
+    from feddlp import reproduce as reproduction
+    from feddlp.printing import print_paper
+
+    request = reproduction.Request(
+        tables=reproduction.check_tables([word for word in words if "=" not in word]),
+        data=tuple(data.split(",")),
+        model=model,
+        seeds=whole_numbers("--seeds", seeds),
+        target=target,
+        overrides=tuple(word for word in words if "=" in word),
+    )
+    reading = reproduction.check_which(which)
+    console = Console()
+    again = f"feddlp {' '.join(sys.argv[1:])}"
+    with reporting(console, again) as reporter:
+        result = reproduction.reproduce(request, reporter)
+    print_paper(result.tables, reading, result.csv, console)
+    complain(result.failed, again)
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """ "0,1,42" -> (0, 1, 42)"""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
+    return tuple(int(part) for part in text.split(","))
+
+
+def complain(failed: dict[str, str], again: str) -> None:
+    """End with an error where runs failed, after all that could be shown was shown."""
+    if failed:
+        raise RunsFailed(f"{len(failed)} runs failed ({', '.join(failed)}); to try them again: {again}")
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of sweeps.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; report.html in the first folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Make one self-contained HTML page of one or several runs.
+
+    \b
+    feddlp report runs/demo
+    feddlp report runs/seed0 runs/seed1 --to both.html
+    """
+    from feddlp.records import RunFolder
+    from feddlp.report.page import write_report
+    from feddlp.report.sweeps import is_sweep, run_folders
+
+    runs = [run for path in paths for run in (run_folders(path) if is_sweep(path) else [RunFolder.open(path)])]
+    target = to or paths[0] / "report.html"
+    write_report(runs, target)
+    print(f"report: {target}")
 
 
 @app.command()
 def show(path: RunPath, debug: Debug = False) -> None:
-    """Print the table of a run from its records.
+    """Print the table of a run, or of a sweep, from its records.
 
     \b
     feddlp show runs/demo
     """
+    from feddlp.printing import print_run, print_sweep
     from feddlp.records import RunFolder
+    from feddlp.report.sweeps import is_sweep
 
-    print_run(RunFolder.open(path), Console())
+    if is_sweep(path):
+        print_sweep(path, Console())
+    else:
+        print_run(RunFolder.open(path), Console())
 
 
 @app.command()
 def methods(debug: Debug = False) -> None:
-    """List the methods, one line each.
+    """List the methods and their named variants, one line each.
 
     \b
     feddlp methods
     """
-    from feddlp.methods import descriptions
+    from feddlp.hyperparameters import descriptions
+    from feddlp.printing import print_list
 
     print_list(descriptions())
 
@@ -130,40 +239,21 @@ def datasets(debug: Debug = False) -> None:
     feddlp datasets
     """
     from feddlp.data.datasets import descriptions
+    from feddlp.printing import print_list
 
     print_list(descriptions())
 
 
-def print_list(lines: dict[str, str]) -> None:
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        print(f"{name:<{width}}  {text}")
-
-
-def print_run(folder: Any, console: Console) -> None:
-    """The tables of a run folder, and whether it is finished."""
-    from feddlp.experiment import missing_rounds
-    from feddlp.report.tables import comparison, summarise
-
-    rows = folder.read_rounds()
-    if not rows:
-        raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
-    printer = console if console.is_terminal else Console(width=100)
-    printer.print(*comparison(summarise(rows), str(folder.path)))
-    if missing := missing_rounds(folder):
-        printer.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
-        printer.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
-
-
 @contextmanager
-def reporting(console: Console) -> Iterator[PlainReporter]:
-    """A reporter; an interrupt ends in a message that says how to go on."""
+def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
+    """A reporter; an interrupt ends in a message that says how to go on: `again`, or by resuming the run folder."""
     reporter = make_reporter(console)
     try:
         with reporter:
             yield reporter
     except KeyboardInterrupt:
-        way_on = f"go on with: feddlp resume {reporter.folder}" if reporter.folder else "nothing was written yet"
+        again = again or (f"feddlp resume {reporter.folder}" if reporter.folder else "")
+        way_on = f"go on with: {again}" if again else "nothing was written yet"
         raise StoppedByUser(way_on) from None
 
 
@@ -174,6 +264,10 @@ def interrupt(*_: Any) -> NoReturn:
 
 class StoppedByUser(Exception):  # noqa: N818 - it is no error
     """The run was interrupted by its user."""
+
+
+class RunsFailed(Exception):  # noqa: N818 - the sweep itself did not fail
+    """A sweep came to its end, and some of its runs did not."""
 
 
 def quiet_libraries() -> None:
@@ -208,6 +302,8 @@ def describe(error: Exception) -> tuple[str, int]:
     """An exception as one line and its exit code."""
     if isinstance(error, UserError):
         return f"error: {error}", 2
+    if isinstance(error, RunsFailed):
+        return f"error: {error}", 1
     if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
         return f"error: {error.format_message()} See: feddlp --help", 2
     return f"error: {type(error).__name__}: {str(error) or 'no message'} (use --debug for the traceback)", 1

@@ -1,39 +1,48 @@
 """Configuration: TOML plus `key=value` overrides, checked at the door.
 
 Unknown keys are errors that name the nearest valid one. Everything that defines an algorithm (learning rate, ranks,
-kd_weight) is a field of its method: `[method]` sets it for every method that has it, `[method.NAME]` for one.
+kd_weight) is a field of its method: `[method]` sets it for every method that has it, `[method.NAME]` for one; what is
+left open comes from a preset (`hyperparameters`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
-    create_model,
 )
 
 from feddlp.data.partition import PartitionName
 from feddlp.errors import UserError, nearest
+from feddlp.hyperparameters import (
+    CHECKED,
+    PresetName,
+    Setting,
+    base_of,
+    build_method,
+    check_method_tables,
+    explain,
+    options_model,
+    resolve_preset,
+    rounds_of,
+)
 from feddlp.methods import registry
 from feddlp.methods.base import Method
-from feddlp.model.backbone import EMBEDDED, Tower
+from feddlp.model.backbone import EMBEDDED, Adapt
 
-CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 Table = dict[str, Any]
 
 
@@ -60,6 +69,10 @@ def absolute_checkpoint(value: str) -> str:
     return str(folder.absolute()) if value not in EMBEDDED and folder.is_dir() else value
 
 
+PLACES = ("name", "runs_dir", "preset", "data.dataset", "model.checkpoint", "model.device", "training.rounds")
+"""Keys that may change without changing the results of a round."""
+
+
 class Section(BaseModel):
     model_config = CHECKED
 
@@ -70,14 +83,25 @@ class DataConfig(Section):
     dataset: Annotated[str, AfterValidator(absolute_dataset)] = Field(
         "digits", description="digits, or folder:PATH with one sub-folder per class"
     )
+    known_as: Literal["", "pets", "flowers", "aircraft", "dtd"] = Field(
+        "", description="which of the paper's data sets the images are; decides its prompt and the preset's rates"
+    )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
-    partition: PartitionName = Field("dirichlet", description="dirichlet, pathological or iid")
+    partition: PartitionName = Field(
+        "dirichlet", description="dirichlet, pathological, iid, few_shot_iid or few_shot_pathological"
+    )
     clients: int = Field(10, ge=1, description="number of clients")
     dirichlet_beta: float = Field(0.1, gt=0, description="concentration of the Dirichlet; smaller = more skewed")
     classes_per_client: int = Field(2, ge=1, description="classes each client holds (pathological)")
+    shots: int = Field(16, ge=1, description="samples of each class that a client gets (few_shot_*)")
     min_samples: int = Field(2, ge=2, description="fewest samples a client may hold")
-    test_share: float = Field(0.25, gt=0, lt=1, description="each client's share of test samples")
+    test_set: Literal["own", "common"] = Field(
+        "own", description="own = each client keeps test samples; common = one set, held out first, for all clients"
+    )
+    test_share: float = Field(0.25, gt=0, lt=1, description="share of test samples, of each client or of the data set")
     validation_share: float = Field(0.1, ge=0, lt=1, description="validation samples, as a share of the training part")
+    stratified: bool = Field(False, description="keep the shares of the classes when a client splits its samples")
+    newcomers: int = Field(0, ge=0, description="clients, the last ones, that join only when the federation is over")
     partition_seed: int = Field(1, ge=0, lt=2**32, description="fixes partition and splits, whatever the run seed")
 
 
@@ -87,7 +111,7 @@ class ModelConfig(Section):
     checkpoint: Annotated[str, AfterValidator(absolute_checkpoint)] = Field(
         "tiny-clip", description="tiny-clip (embedded), a CLIP folder, or a hub name"
     )
-    adapt: Tower = Field("image", description="the tower that carries the adapters: image or text")
+    adapt: Adapt = Field("image", description="the tower that carries the adapters: image, text or both")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the frozen weights and of activations; adapters are kept in float32 at least"
@@ -100,6 +124,10 @@ class TrainingConfig(Section):
     rounds: int = Field(100, ge=1, description="communication rounds")
     local_epochs: int = Field(1, ge=1, description="passes over a client's training samples in a round")
     batch_size: int = Field(32, ge=1, description="samples of each client in a step")
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
+    report_rate: float = Field(1.0, ge=0, le=1, description="probability that a client's update reaches the server")
+    newcomer_epochs: int = Field(1, ge=1, description="epochs of local training of clients that join at the end")
+    diagnostics: bool = Field(True, description="also score other ways to predict, on the test set, every round")
 
 
 class Config(Section):
@@ -111,6 +139,9 @@ class Config(Section):
     runs_dir: str = Field("runs", description="where run folders are made")
     methods: Names = Field(("zero_shot", "local", "flora", "feddlp"), description="which methods, in this order")
     seed: int = Field(0, ge=0, description="the run seed: adapter starts and sample orders")
+    preset: PresetName = Field(
+        "auto", description="where open hyper-parameters come from: tuned, paper or authors; auto = by checkpoint"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -122,16 +153,19 @@ class Config(Section):
         Raises:
             UserError: an unknown or repeated method, an unknown field, or a value out of range.
         """
+        preset = resolve_preset(self.preset, self.model.checkpoint)
+        setting = Setting(preset, self.model.adapt, self.data.known_as, self.data.dirichlet_beta)
         check_method_tables(self.methods, self.method)
-        return {name: build_method(name, self.method) for name in self.methods}
+        return {name: build_method(name, self.method, setting) for name in self.methods}
 
     def fingerprint(self) -> str:
         """A digest of what decides the results. Places may change, and so may the number of rounds.
 
-        (The images and weights behind those places have fingerprints of their own.)
+        (The images and weights behind those places have fingerprints of their own, and what a preset decides is
+        written out.)
         """
         table = tomllib.loads(self.to_toml())
-        for path in ("name", "runs_dir", "data.dataset", "model.checkpoint", "model.device", "training.rounds"):
+        for path in PLACES:
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
@@ -139,57 +173,11 @@ class Config(Section):
     def to_toml(self) -> str:
         """Every key with its value, method fields included: a file that runs this again."""
         table = self.model_dump()
-        table["method"] = {name: asdict(method) for name, method in self.build_methods().items()}
+        table["method"] = {
+            name: ({} if name in registry() else {"variant_of": base_of(name, self.method)}) | asdict(method)
+            for name, method in self.build_methods().items()
+        }
         return tomli_w.dumps(table)
-
-
-@cache
-def options_model(name: str) -> type[BaseModel]:
-    """A strict pydantic twin of a method's dataclass."""
-    hints = get_type_hints(registry()[name], include_extras=True)
-    twins: Table = {field.name: (hints[field.name], field.default) for field in fields(registry()[name])}
-    return create_model(f"method.{name}", __config__=CHECKED, **twins)
-
-
-def check_method_tables(methods: Sequence[str], tables: Mapping[str, Any]) -> None:
-    """Every method exists, every common key is known to a chosen method, every table belongs to a method."""
-    for name in methods:
-        if name not in registry():
-            raise UserError(f"methods: {name!r} is not known; {nearest(name, registry())}")
-        if methods.count(name) > 1:
-            raise UserError(f"methods: {name!r} is given twice; name each method once")
-    known = {field for name in methods for field in options_model(name).model_fields}
-    for key, value in tables.items():
-        if isinstance(value, dict) and key not in registry():
-            raise UserError(f"method.{key} is not a method; {nearest(key, registry())}")
-        if isinstance(value, dict):
-            build_method(key, {key: value})  # also where the method is not chosen: a mistyped key is never dropped
-        elif key not in known:
-            raise UserError(f"method.{key} is not an option of {', '.join(methods)}; {nearest(key, known)}")
-
-
-def build_method(name: str, tables: Mapping[str, Any]) -> Method:
-    """One method from the common keys that it has and its own table."""
-    twin = options_model(name)
-    common = {key: value for key, value in tables.items() if not isinstance(value, dict) and key in twin.model_fields}
-    try:
-        return registry()[name](**twin(**{**common, **tables.get(name, {})}).model_dump())
-    except ValidationError as error:
-        raise UserError(explain(error, f"method.{name}.", {f"method.{name}": twin.model_fields})) from error
-
-
-def explain(error: ValidationError, prefix: str, valid: Mapping[str, Any]) -> str:
-    """A validation error as one line: the key, the value, what is wrong and what would be right."""
-    first, others = error.errors()[0], error.error_count() - 1
-    key = prefix + ".".join(str(part) for part in first["loc"])
-    more = f" (and {others} more)" if others else ""
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        section, _, name = key.rpartition(".")
-        elsewhere = [f"{other}.{name}" for other, names in valid.items() if name in names and other != section]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else nearest(name, valid.get(section, ()))
-        return f"{key} is not a configuration key; {hint}{more}"
-    text = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}={first['input']}: {text}{more}"
 
 
 def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, list[str]]:
@@ -246,8 +234,17 @@ def validate(table: Table) -> Config:
     except ValidationError as error:
         methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
         raise UserError(explain(error, "", valid_keys() | methods)) from error
+    config = fill_in(config)
     config.build_methods()
     return config
+
+
+def fill_in(config: Config) -> Config:
+    """What the preset decides outside of the methods: the rounds, where they were left open."""
+    rounds = rounds_of(resolve_preset(config.preset, config.model.checkpoint))
+    if "rounds" in config.training.model_fields_set or not rounds:
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"rounds": rounds})})
 
 
 def read_table(path: Path) -> Table:

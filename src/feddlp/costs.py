@@ -1,20 +1,35 @@
-"""What a method costs: trainable parameters, and bytes on the wire from the real tensors."""
+"""What a method costs in parameters; bytes are counted where tensors travel (`Method.payload`)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from feddlp.methods.base import Method
-from feddlp.model.adapters import Site, Theta, count_parameters
+from feddlp.model.adapters import Site
 
 MIB = 2**20
 
 
 def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:
-    """Parameters of one client's adapters, by name."""
-    return {name: count_parameters(adapter, sites) for name, adapter in method.adapters().items()}
+    """Parameters that one client trains, by adapter."""
+    counts = {}
+    for name, adapter in method.adapters().items():
+        leaves = [(leaf, shape) for site, at in sites.items() for leaf, shape in named(site, adapter.shapes(site, at))]
+        counts[name] = sum(math.prod(shape) for leaf, shape in leaves if method.learns(name, leaf))
+    return {name: count for name, count in counts.items() if name not in method.frozen}
 
 
-def payload_bytes(shared: Mapping[str, Theta]) -> int:
-    """Bytes of the tensors as they are: without the K axis what one client gets, with it what all of them send."""
-    return sum(leaf.numel() * leaf.element_size() for theta in shared.values() for leaf in theta.values())
+def sent_parameters(method: Method, sites: Mapping[str, Site]) -> int:
+    """Parameters that travel in one direction, of a client that has pruned nothing."""
+    total = 0
+    for name in method.shared:
+        for site, at in sites.items():
+            shapes = method.adapters()[name].shapes(site, at)
+            total += sum(math.prod(shape) for leaf, shape in named(site, shapes) if method.sends(name, leaf))
+    return total
+
+
+def named(site: str, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Leaves under their full names."""
+    return [(f"{site}.{leaf}", shape) for leaf, shape in shapes.items()]

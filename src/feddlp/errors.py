@@ -17,5 +17,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A half sentence that helps with a mistyped name: the closest valid ones, or all of them."""
     valid = sorted(valid)
     folded = {entry.lower(): entry for entry in valid}
+    if name.lower() in folded:
+        return f"did you mean {folded[name.lower()]}?"
     close = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=2, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(valid)}"

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from feddlp import materials as preparation
 from feddlp.config import Config, load_config
-from feddlp.costs import trainable_parameters
-from feddlp.data import datasets
-from feddlp.data.batches import ClientData
-from feddlp.data.features import image_features
-from feddlp.data.partition import ClientSplit, partition, split
-from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
-from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import FederatedData, Federation, RoundResult, planned_rounds
-from feddlp.methods.base import Method
-from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
+from feddlp.federation.newcomers import join
+from feddlp.federation.rounds import Federation, Lane, planned_rounds
+from feddlp.federation.rows import client_rows, rank_row, round_row
+from feddlp.materials import Materials
 from feddlp.records import RunFolder, environment
 
-FEW_SAMPLES = 30
 
-
-class Reporter(Protocol):
+class Reporter(preparation.Reporter, Protocol):
     """Who is told how a run goes on."""
 
     def run_started(self, folder: Path) -> None: ...
-
-    def preparing(self, what: str, done: int, total: int) -> None: ...
 
     def method_started(self, method: str, rounds: int, steps: int, done: int) -> None: ...
 
@@ -42,183 +28,62 @@ class Reporter(Protocol):
 
     def round_finished(self, row: Mapping[str, Any]) -> None: ...
 
-    def note(self, message: str) -> None: ...
 
-    def warn(self, message: str) -> None: ...
+class Entry(NamedTuple):
+    """A run folder and what it is to hold."""
 
-
-@dataclass(frozen=True)
-class Materials:
-    """What all methods of a run share."""
-
-    backbone: Backbone
-    prompts: Tensor  # [C, L]
-    data: FederatedData
-    fingerprints: Mapping[str, str]
+    folder: RunFolder
+    config: Config
 
 
-def pick_device(name: str) -> str:
-    """The device that `model.device` asks for.
+def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Reporter) -> None:
+    """All rounds of one method that are not yet in the folders, a checkpoint after each.
 
-    Raises:
-        UserError: a device that this machine does not have.
+    Several entries train side by side, a lane each; they stand at the same round, and their methods differ in
+    `methods.base.STACKABLE` fields only.
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros((), device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"model.device={name} is not to be had here; use auto or cpu") from error
-    return name
-
-
-def prepare(config: Config, reporter: Reporter) -> Materials:
-    """Load and freeze the model, load the images once, deal them to the clients."""
-    source = datasets.find(config.data.dataset)
-    splits = deal(config, source.labels)
-    describe_data(config, len(source.class_names), splits, reporter)
-    prompts = class_prompts(source.class_names, config.data.template or source.template)
-    backbone = load_backbone(
-        config.model.checkpoint,
-        config.model.adapt,
-        pick_device(config.model.device),
-        getattr(torch, config.model.dtype),
-    )
-    tokens = backbone.tokenize(prompts)
-    dataset = datasets.load(source, backbone.resize, lambda done, total: reporter.preparing("images", done, total))
-    inputs = dataset.images.to(backbone.device)
-    if config.model.adapt == "text":
-        inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
-    labels = dataset.labels.to(backbone.device)
-    parts = (
-        ClientData(inputs, labels, tuple(getattr(client, part) for client in splits))
-        for part in ("train", "validation", "test")
-    )
-    fingerprints = {
-        "configuration": config.fingerprint(),
-        "data": dataset.fingerprint(),
-        "backbone": backbone.fingerprint(),
-    }
-    return Materials(backbone, tokens, FederatedData(*parts), fingerprints)
-
-
-def describe_data(config: Config, classes: int, splits: list[ClientSplit], reporter: Reporter) -> None:
-    """Say how many samples every number will rest on, and what would make the numbers meaningless."""
-    train, validation, test = (
-        sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation", "test")
-    )
-    smallest = min(len(client.test) for client in splits)
-    reporter.note(
-        f"{config.data.dataset}: {train + validation + test:,} images, {classes} classes, {len(splits)} clients; "
-        f"train {train:,}, validation {validation:,}, test {test:,} (smallest client: {smallest})"
-    )
-    if validation < FEW_SAMPLES:
-        reporter.warn(
-            f"only {validation} validation samples, so the validation-chosen round means little; "
-            "raise data.validation_share or use fewer clients"
-        )
-    if config.data.dataset != "digits" and config.model.checkpoint in EMBEDDED:
-        reporter.warn(
-            f"{config.model.checkpoint} knows rendered characters only; for photographs set model.checkpoint "
-            "to a CLIP folder or a hub name such as openai/clip-vit-base-patch32"
-        )
-
-
-def deal(config: Config, labels: Any) -> list[ClientSplit]:
-    """Partition and split as the configuration says."""
-    data = config.data
-    holdings = partition(
-        np.asarray(labels),
-        data.partition,
-        data.clients,
-        dirichlet_beta=data.dirichlet_beta,
-        classes_per_client=data.classes_per_client,
-        min_samples=data.min_samples,
-        seed=data.partition_seed,
-    )
-    return [
-        split(
-            held,
-            client,
-            test_share=data.test_share,
-            validation_share=data.validation_share,
-            seed=data.partition_seed,
-        )
-        for client, held in enumerate(holdings)
-    ]
-
-
-def round_row(name: str, seed: int, federation: Federation, result: RoundResult) -> dict[str, Any]:
-    """One line of rounds.jsonl. Accuracies in %, bytes for one client in this round."""
-    data = federation.data
-    test = accuracy(result.test_correct, data.test.sizes())
-    validation = accuracy(result.validation_correct, data.validation.sizes())
-    weights = data.train.sizes().double()
-    losses = {key: (loss.double() @ weights / weights.sum()).item() for key, loss in result.losses.items()}
-    return {
-        "method": name,
-        "seed": seed,
-        "round": result.round,
-        "test": test.as_dict() if test else None,
-        "validation": validation.as_dict() if validation else None,
-        "train_loss": losses,
-        "parameters": trainable_parameters(federation.method, federation.cohort.forward.backbone.sites),
-        "shared": list(federation.method.shared),
-        "bytes_down": result.bytes_down,
-        "bytes_up": result.bytes_up,
-        "active_ranks": None if result.active_ranks is None else result.active_ranks.double().mean().item(),
-        "gates": federation.gates(),
-        "seconds": round(result.seconds, 3),
-    }
-
-
-def client_rows(name: str, seed: int, federation: Federation, result: RoundResult) -> list[dict[str, Any]]:
-    """The rows of clients.csv for one round."""
-    data = federation.data
-    sizes = {part: getattr(data, part).sizes().tolist() for part in ("train", "validation", "test")}
-    rows = []
-    for k, client in enumerate(federation.cohort.clients):
-        tests, correct = sizes["test"][k], int(result.test_correct[k])
-        rows.append(
-            {
-                "method": name,
-                "seed": seed,
-                "round": result.round,
-                "client": client,
-                **{f"{part}_samples": counts[k] for part, counts in sizes.items()},
-                "validation_correct": int(result.validation_correct[k]),
-                "test_correct": correct,
-                "test_accuracy": round(100 * correct / tests, 6) if tests else "",
-                "train_loss": ";".join(f"{key}={loss[k].item():.6g}" for key, loss in result.losses.items()),
-                "active_ranks": "" if result.active_ranks is None else int(result.active_ranks[k]),
-            }
-        )
-    return rows
-
-
-def play(
-    folder: RunFolder, config: Config, name: str, method: Method, materials: Materials, reporter: Reporter
-) -> None:
-    """All rounds of one method that are not yet in the folder, a checkpoint after each."""
-    federation = Federation(method, materials.backbone, materials.prompts, materials.data, config.training, config.seed)
-    if checkpoint := folder.load_checkpoint(name):
-        federation.load_state_dict(*checkpoint)
+    config = entries[0].config
+    lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
+    federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training)
+    found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
+    if found:
+        federation.load_state_dict(found[0][0], [state for _, state in found])
     reporter.method_started(name, federation.rounds, federation.steps(), federation.round)
     while federation.round < federation.rounds:
-        result = federation.play_round(reporter.stepped)
-        row = round_row(name, config.seed, federation, result)
-        folder.record_round(row, client_rows(name, config.seed, federation, result))
-        folder.save_checkpoint(name, federation.round, federation.state_dict())
-        reporter.round_finished(row)
+        results = federation.play_round(reporter.stepped)
+        rows = [round_row(name, lane, federation, result) for lane, result in enumerate(results)]
+        for lane, (folder, _) in enumerate(entries):
+            clients = client_rows(name, lane, federation, results[lane])
+            folder.record_round(rows[lane], clients, rank_row(name, lane, federation, results[lane]))
+            folder.save_checkpoint(name, federation.round, federation.state_dict(lane))
+        reporter.round_finished(rows[0])
+    welcome(entries, name, federation, materials)
 
 
-def execute(folder: RunFolder, config: Config, materials: Materials, reporter: Reporter) -> None:
+def welcome(entries: Sequence[Entry], name: str, federation: Federation, materials: Materials) -> None:
+    """The clients that join at the end, once for each folder."""
+    waiting = [entry.folder for entry in entries if name not in entry.folder.read_newcomers()]
+    if materials.newcomers and waiting:
+        rows = join(federation, materials.newcomers, entries[0].config.training.newcomer_epochs)
+        for (folder, config), row in zip(entries, rows, strict=True):
+            if folder in waiting:
+                folder.record_newcomers({"method": name, "seed": config.seed, **row})
+
+
+def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
+    """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
+    fingerprints = {"configuration": entry.config.fingerprint(), **materials.fingerprints}
+    check_environment(entry.folder, fingerprints, reporter)
+    entry.folder.write_partition(materials.partition)
+    entry.folder.rewind(entry.config.methods)
+
+
+def execute(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Bring a run folder to its end, from wherever it stands."""
-    with folder.locked():
-        check_environment(folder, materials.fingerprints, reporter)
-        folder.rewind(config.methods)
-        for name, method in config.build_methods().items():
-            play(folder, config, name, method, materials, reporter)
+    with entry.folder.locked():
+        open_folder(entry, materials, reporter)
+        for name in entry.config.methods:
+            play([entry], name, materials, reporter)
 
 
 def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], reporter: Reporter) -> None:
@@ -242,12 +107,12 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
 
 def run(config: Config, reporter: Reporter) -> RunFolder:
     """A new run. Its folder is made once model and data are known to be good."""
-    materials = prepare(config, reporter)
+    materials = preparation.prepare(config, reporter)
     folder = RunFolder.create(Path(config.runs_dir).expanduser(), config.name, config.to_toml())
     if folder.path.name != config.name:
         reporter.note(f"{folder.path.with_name(config.name)} exists, so this run is {folder.path.name}")
     reporter.run_started(folder.path)
-    execute(folder, config, materials, reporter)
+    execute(Entry(folder, config), materials, reporter)
     return folder
 
 
@@ -256,13 +121,17 @@ def resume(path: Path, reporter: Reporter) -> RunFolder:
     folder = RunFolder.open(path)
     reporter.run_started(folder.path)
     config = load_config(folder.config)
-    execute(folder, config, prepare(config, reporter), reporter)
+    execute(Entry(folder, config), preparation.prepare(config, reporter), reporter)
     return folder
 
 
-def missing_rounds(folder: RunFolder) -> str:
-    """What a run has still to play, for example "feddlp 3, local 12 rounds"; empty when it is finished."""
-    config = load_config(folder.config)
+def missing_rounds(folder: RunFolder, config: Config | None = None) -> str:
+    """What a run has still to play, for example "feddlp 3, local 12 rounds"; empty when it is finished.
+
+    Args:
+        config: what it should hold; as its own configuration says where left out.
+    """
+    config = config or load_config(folder.config)
     played = Counter(row["method"] for row in folder.read_rounds())
     gaps = {
         name: planned_rounds(method, config.training.rounds) - played[name]

@@ -3,8 +3,11 @@
     runs/<name>/
         config.toml       complete and re-runnable
         environment.json  versions, machine, fingerprints of the data and of the frozen weights
+        partition.json    how many samples of which class each client holds
         rounds.jsonl      one line a method and round
         clients.csv       one row a method, round and client
+        ranks.jsonl       one line a method with gates and round: active ranks of every client and layer
+        newcomers.jsonl   one line a method, where clients join at the end
         checkpoint/<method>/state.json + round-NNNN.safetensors
 
 A checkpoint is committed by the atomic replacement of state.json, which names the tensor file with its checksum and
@@ -35,10 +38,11 @@ from torch import Tensor
 
 from feddlp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 CLIENT_COLUMNS = (
     "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
+    "participated", "reported", "bytes_down", "bytes_up",
 )  # fmt: skip
 
 
@@ -103,6 +107,15 @@ class RunFolder:
     def clients(self) -> Path:
         return self.path / "clients.csv"
 
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks.jsonl"
+
+    @property
+    def growing(self) -> tuple[Path, ...]:
+        """The records that every round adds to."""
+        return self.rounds, self.clients, self.ranks
+
     @classmethod
     def create(cls, parent: Path, name: str, config_toml: str) -> RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
@@ -134,25 +147,43 @@ class RunFolder:
         except Timeout as error:
             raise UserError(f"{self.path} is in use by another feddlp process; wait for it or stop it") from error
 
-    def record_round(self, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> None:
-        """Append one method's round and its clients."""
+    def record_round(
+        self,
+        row: Mapping[str, Any],
+        clients: Sequence[Mapping[str, Any]],
+        ranks: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one method's round, its clients, and its active ranks where it has gates."""
         table = io.StringIO()
         writer = csv.DictWriter(table, CLIENT_COLUMNS, lineterminator="\n")
         if not self.clients.exists():
             writer.writeheader()
         writer.writerows(clients)
         append(self.clients, table.getvalue())
+        if ranks:
+            append(self.ranks, json.dumps(ranks) + "\n")
         append(self.rounds, json.dumps(row) + "\n")
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """The complete lines of rounds.jsonl, in order; a last line without its end is one still being written."""
-        if not self.rounds.exists():
-            return []
-        try:
-            lines = self.rounds.read_text(encoding="utf-8").splitlines(keepends=True)
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise UserError(f"{self.rounds} is damaged ({error}); restore it or run again") from error
+        """The complete lines of rounds.jsonl, in order."""
+        return read_lines(self.rounds)
+
+    def read_ranks(self) -> list[dict[str, Any]]:
+        """The complete lines of ranks.jsonl, in order; empty without gates."""
+        return read_lines(self.ranks)
+
+    def read_newcomers(self) -> dict[str, dict[str, Any]]:
+        """What became of the clients that joined at the end, by method."""
+        return {row["method"]: row for row in read_lines(self.path / "newcomers.jsonl")}
+
+    def record_newcomers(self, row: Mapping[str, Any]) -> None:
+        rows = [*self.read_newcomers().values(), row]
+        write_atomically(self.path / "newcomers.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
+
+    def write_partition(self, counts: Mapping[str, Any]) -> None:
+        """Who holds what; depends on the configuration alone, so that it is written once."""
+        if not (self.path / "partition.json").exists():
+            write_atomically(self.path / "partition.json", json.dumps(counts).encode())
 
     def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:
         """Commit one method's state after a round, with the length of the records at that moment."""
@@ -164,7 +195,7 @@ class RunFolder:
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
         file = folder / f"round-{round:04d}.safetensors"
         write_atomically(file, content)
-        lengths = {path.name: path.stat().st_size for path in (self.rounds, self.clients)}
+        lengths = {path.name: path.stat().st_size for path in self.growing if path.exists()}
         checksum = hashlib.sha256(content).hexdigest()
         state = {"format": FORMAT, "round": round, "file": file.name, "sha256": checksum, "records": lengths}
         write_atomically(folder / "state.json", json.dumps(state, indent=1).encode())
@@ -209,7 +240,7 @@ class RunFolder:
         lengths: dict[str, int] = max(
             (state["records"] for state in states), key=lambda record: record[self.rounds.name], default={}
         )
-        for path in (self.rounds, self.clients):
+        for path in self.growing:
             length, found = lengths.get(path.name, 0), path.stat().st_size if path.exists() else 0
             if found < length:
                 raise UserError(f"{path} is damaged ({found} bytes, {length} expected); restore it or run again")
@@ -230,6 +261,17 @@ class RunFolder:
             return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
         except (json.JSONDecodeError, ValueError) as error:
             raise UserError(f"{file} is damaged ({error}); restore it or run again") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
 
 
 def candidates(parent: Path, name: str) -> Iterator[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,8 +35,12 @@ def rows(batches: list[Batch], client: int) -> list[int]:
 
 
 def both_orders(data: ClientData, size: int, address: dict[str, int]) -> list[list[Batch]]:
-    clients = range(len(data.indices))
-    return [list(data.in_order(size)), list(data.shuffled(size, clients=clients, **address))]
+    return [list(data.in_order(size)), shuffled(data, size, range(len(data.indices)), address)]
+
+
+def shuffled(data: ClientData, size: int, clients: Sequence[int], address: dict[str, int]) -> list[Batch]:
+    owners = [(client, address["seed"]) for client in clients]
+    return list(data.shuffled(size, owners, address["round"], address["epoch"]))
 
 
 @given(ragged(), batch_sizes, addresses)
@@ -82,8 +88,8 @@ def test_a_clients_order_does_not_depend_on_its_company(draws, data, size, addre
     clients = range(len(data.indices))
     chosen = draws.draw(st.lists(st.sampled_from(clients), min_size=1, unique=True))
     other_size = draws.draw(batch_sizes)
-    together = list(data.shuffled(size, clients=clients, **address))
-    alone = list(data.select(chosen).shuffled(other_size, clients=chosen, **address))
+    together = shuffled(data, size, clients, address)
+    alone = shuffled(data.select(chosen), other_size, chosen, address)
     for place, client in enumerate(chosen):
         assert rows(alone, place) == rows(together, client)
 
@@ -91,7 +97,7 @@ def test_a_clients_order_does_not_depend_on_its_company(draws, data, size, addre
 def order(seed: int = 0, client: int = 0, round: int = 0, epoch: int = 0) -> Tensor:
     """The order of 60 samples at one address."""
     data = ClientData(torch.arange(60)[:, None], torch.zeros(60, dtype=torch.int64), (torch.arange(60),))
-    (batch,) = data.shuffled(60, seed, [client], round, epoch)
+    (batch,) = data.shuffled(60, [(client, seed)], round, epoch)
     return batch.inputs.flatten()
 
 
@@ -120,13 +126,13 @@ def test_clients_without_samples_give_no_batch():
     empty = torch.arange(0)
     data = ClientData(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), (empty, empty))
     assert list(data.in_order(4)) == []
-    assert list(data.shuffled(4, 0, [0, 1], 0, 0)) == []
+    assert list(data.shuffled(4, [(0, 0), (1, 0)], 0, 0)) == []
 
 
 def test_clients_and_ids_must_be_as_many():
     data = ClientData(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), (torch.arange(2), torch.arange(2, 3)))
     with pytest.raises(ValueError, match="zip"):
-        list(data.shuffled(4, 0, [0], 0, 0))
+        list(data.shuffled(4, [(0, 0)], 0, 0))
 
 
 def test_pixels_stay_bytes():

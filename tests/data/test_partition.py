@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from feddlp.config import load_config
 from feddlp.data import partition as module
-from feddlp.data.partition import MAX_TRIES, partition, split
+from feddlp.data.partition import MAX_TRIES, partition
+from feddlp.data.splits import split
 from feddlp.errors import UserError
-from feddlp.experiment import deal
+from feddlp.materials import deal_out as deal_as_configured
 
 DTD = np.repeat(np.arange(47), 120)
 SHARES = {"test_share": 0.25, "validation_share": 0.1}
@@ -97,51 +98,10 @@ def test_another_partition_seed_gives_another_partition(name):
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "iid"])
 def test_the_run_seed_plays_no_role(name):
     options = [f"data.partition={name}", "data.classes_per_client=5"]
-    first, second = (deal(load_config(None, [*options, f"seed={seed}"]), DTD) for seed in (0, 7))
+    first, second = (deal_as_configured(load_config(None, [*options, f"seed={seed}"]), DTD) for seed in (0, 7))
     for one, other in zip(first, second, strict=True):
         for part in ("train", "validation", "test"):
             assert torch.equal(getattr(one, part), getattr(other, part))
-
-
-@relaxed
-@given(st.integers(2, 400), st.floats(0.01, 0.99), st.floats(0, 0.99), st.integers(0, 50), seeds)
-def test_the_parts_of_a_client_are_disjoint_and_complete(n, test_share, validation_share, client, seed):
-    held = np.arange(n) * 3 + 1
-    parts = split(held, client, test_share=test_share, validation_share=validation_share, seed=seed)
-    together = torch.cat([parts.train, parts.validation, parts.test])
-    assert sorted(together.tolist()) == held.tolist()
-    assert len(parts) == n
-    assert len(parts.train) >= 1
-    assert len(parts.test) >= 1
-
-
-@given(st.integers(2, 5000))
-def test_three_quarters_rounded_down_are_for_training_before_validation_is_carved_out(n):
-    parts = split(np.arange(n), 0, **SHARES, seed=1)
-    kept = 3 * n // 4
-    assert len(parts.test) == n - kept
-    assert len(parts.validation) == min(kept - 1, kept // 10)
-
-
-def test_shares_are_not_lost_to_binary_fractions():
-    parts = split(np.arange(10), 0, test_share=0.8, validation_share=0.0, seed=1)  # 1 - 0.8 is just below 0.2
-    assert (len(parts.train), len(parts.validation), len(parts.test)) == (2, 0, 8)
-
-
-def test_validation_comes_out_of_training_and_leaves_the_test_samples_alone():
-    without, with_it = (
-        split(np.arange(100), 3, test_share=0.25, validation_share=share, seed=1) for share in (0.0, 0.2)
-    )
-    assert torch.equal(without.test, with_it.test)
-    assert torch.equal(without.train, torch.cat([with_it.validation, with_it.train]))
-
-
-def test_a_split_is_shuffled_and_depends_on_client_and_seed():
-    orders = {
-        tuple(split(np.arange(50), client, **SHARES, seed=seed).test.tolist()) for client in (0, 1) for seed in (1, 2)
-    }
-    assert len(orders) == 4
-    assert tuple(range(38, 50)) not in orders
 
 
 @relaxed
@@ -257,3 +217,133 @@ def test_iid_keeps_the_smallest_client_or_is_refused(min_samples, clients):
         assert clients * min_samples > 100
     else:
         assert min(map(len, holdings)) >= min_samples
+
+
+FEW_SHOT = ["few_shot_iid", "few_shot_pathological"]
+
+
+def all_equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(first, second) for first, second in zip(one, other, strict=True))
+
+
+@st.composite
+def few_shot(draw, name: str):
+    """Labels, clients and shots that the few-shot partition can serve."""
+    labels = draw(labelled(smallest=12))
+    most = 4 if name == "few_shot_iid" else int(labels.max()) + 1
+    return labels, draw(st.integers(1, most)), draw(st.integers(1, 3))
+
+
+def assert_disjoint(holdings: list[np.ndarray]) -> None:
+    held = np.concatenate(holdings).tolist()
+    assert len(set(held)) == len(held)
+
+
+@relaxed
+@given(few_shot("few_shot_iid"), seeds)
+def test_few_shot_iid_gives_everyone_exactly_its_shots_of_every_class(case, seed):
+    labels, clients, shots = case
+    holdings = partition(labels, "few_shot_iid", clients, shots=shots, seed=seed)
+    assert len(holdings) == clients
+    for held in holdings:
+        assert np.bincount(labels[held]).tolist() == [shots] * (int(labels.max()) + 1)
+    assert_disjoint(holdings)
+
+
+@relaxed
+@given(few_shot("few_shot_pathological"), st.integers(2, 12), seeds)
+def test_few_shot_pathological_gives_every_class_to_one_client(case, shots, seed):
+    labels, clients, _ = case
+    classes = int(labels.max()) + 1
+    holdings = partition(labels, "few_shot_pathological", clients, shots=shots, seed=seed)
+    own = classes_of(labels, holdings)
+    assert sorted(label for held in own for label in held) == list(range(classes))
+    assert len(own) == clients
+    assert max(map(len, own)) - min(map(len, own)) <= 1
+    assert min(map(len, own)) >= 1
+    assert np.bincount(np.concatenate([labels[held] for held in holdings])).tolist() == [shots] * classes
+    assert_disjoint(holdings)
+
+
+@relaxed
+@given(st.sampled_from(FEW_SHOT), st.integers(2, 12), st.integers(0, 60), seeds)
+def test_more_shots_keep_the_samples_of_fewer(name, shots, more, seed):
+    fewer, others = (partition(DTD, name, 2, shots=count, seed=seed) for count in (shots, min(60, shots + more)))
+    for held, larger in zip(fewer, others, strict=True):
+        assert set(held) <= set(larger)
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_few_shot_depends_on_the_partition_seed_and_on_nothing_that_is_not_asked_for(name):
+    first = partition(DTD, name, 5, shots=4, seed=1)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    unrelated = {"dirichlet_beta": 9.0, "classes_per_client": 7, "min_samples": 3}
+    assert all_equal(first, partition(DTD, name, 5, shots=4, seed=1, **unrelated))
+    assert not all_equal(first, partition(DTD, name, 5, shots=4, seed=2))
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "pathological", "iid"])
+def test_shots_concern_the_few_shot_partitions_alone(name):
+    options = {"classes_per_client": 5, "seed": 3}
+    assert all_equal(partition(DTD, name, 10, shots=1, **options), partition(DTD, name, 10, shots=999, **options))
+
+
+def test_few_shot_pathological_deals_classes_at_random():
+    dealt = [classes_of(DTD, partition(DTD, "few_shot_pathological", 10, seed=seed))[0] for seed in range(5)]
+    assert len({frozenset(own) for own in dealt}) == 5
+
+
+@relaxed
+@given(labelled(), st.integers(1, 20), st.integers(1, 40), seeds)
+def test_a_few_shot_iid_that_cannot_be_served_says_what_can(labels, clients, shots, seed):
+    sizes = np.bincount(labels)
+    try:
+        partition(labels, "few_shot_iid", clients, shots=shots, seed=seed)
+    except UserError as error:
+        refusal = str(error)
+    else:
+        assert sizes.min() >= clients * shots
+        return
+    assert sizes.min() < clients * shots
+    assert f"data.shots={shots} with data.clients={clients} takes {clients * shots} samples" in refusal
+    assert f"class {sizes.argmin()} has {sizes.min()};" in refusal
+    served = refusal.partition("at most ")[2]
+    if " with " in served:
+        advice = [dict(pair.split("=") for pair in served.split(" with "))]
+    else:
+        advice = [dict([way.split("=")]) for way in served.split(" or ")]
+    assert advice
+    for way in advice:
+        many, each = int(way.get("data.clients", clients)), int(way.get("data.shots", shots))
+        partition(labels, "few_shot_iid", many, shots=each, seed=seed)
+        for key in way:  # and one more of it is too many
+            grown = {"clients": many + (key == "data.clients"), "shots": each + (key == "data.shots")}
+            with pytest.raises(UserError, match=r"data\.shots"):
+                partition(labels, "few_shot_iid", **grown, seed=seed)
+
+
+def test_a_class_too_small_for_its_owner_is_refused_with_the_shots_that_would_do():
+    labels = np.repeat([0, 1, 2], [50, 7, 50])
+    message = r"data\.shots=8 with data\.clients=2 takes 8 samples of every class, class 1 has 7; .*data\.shots=7$"
+    with pytest.raises(UserError, match=message):
+        partition(labels, "few_shot_pathological", 2, shots=8)
+    partition(labels, "few_shot_pathological", 2, shots=7)
+
+
+def test_more_clients_than_classes_to_own_are_refused():
+    with pytest.raises(UserError, match=r"data\.clients=48 .*47 classes .*few_shot_pathological .*at most 47 clients"):
+        partition(DTD, "few_shot_pathological", 48)
+    partition(DTD, "few_shot_pathological", 47)
+
+
+def test_a_class_with_no_sample_at_all_is_refused():
+    for name in FEW_SHOT:
+        with pytest.raises(UserError, match=r"data\.shots=2 .*class 3 has 0; use more samples"):
+            partition(np.repeat([0, 1, 2], 10), name, 2, shots=2, classes=4)
+
+
+@pytest.mark.parametrize(("name", "clients"), [("few_shot_iid", 1), ("few_shot_pathological", 3)])
+def test_too_few_shots_for_a_client_to_train_and_test_are_refused(name, clients):
+    with pytest.raises(UserError, match=rf"data\.partition={name} .* data\.min_samples=4; use more data\.shots"):
+        partition(np.repeat([0, 1, 2], 10), name, clients, shots=1, min_samples=4)

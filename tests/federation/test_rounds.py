@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from feddlp.federation.rows import gates_at_start, sum_active
 from feddlp.methods import registry
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
@@ -14,7 +15,7 @@ FEDDLP = FedDLP(gate_threshold=0.02)
 
 
 def copy_state(federation):
-    return {name: tensor.clone() for name, tensor in federation.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in federation.state_dict(0).items()}
 
 
 def equal(first, second):
@@ -35,11 +36,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tower, 
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resumed_equals_uninterrupted_to_the_bit(stop, make_federation):
     undisturbed, stopped, resumed = (make_federation(FEDDLP) for _ in range(3))
-    results = [undisturbed.play_round() for _ in range(3)]
+    results = [undisturbed.play_round()[0] for _ in range(3)]
     for _ in range(stop):
         stopped.play_round()
-    resumed.load_state_dict(stop, copy_state(stopped))
-    later = [resumed.play_round() for _ in range(3 - stop)]
+    resumed.load_state_dict(stop, [copy_state(stopped)])
+    later = [resumed.play_round()[0] for _ in range(3 - stop)]
     assert equal(copy_state(undisturbed), copy_state(resumed))
     for expected, found in zip(results[stop:], later, strict=True):
         assert expected.round == found.round
@@ -53,28 +54,28 @@ def test_the_server_averages_by_training_samples(make_federation):
     weights = federation.data.train.sizes().double()
     for leaf, value in federation.cohort.theta["adapter"].items():
         expected = torch.einsum("k,k...->...", weights / weights.sum(), value.detach().double()).float()
-        torch.testing.assert_close(federation.shared["adapter"][leaf], expected)
+        torch.testing.assert_close(federation.servers[0].shared["adapter"][leaf], expected)
 
 
 def test_bytes_are_those_of_the_shared_tensors(make_federation):
     federation = make_federation(FEDDLP)
-    result = federation.play_round()
-    parameters = sum(leaf.numel() for leaf in federation.shared["global"].values())
-    assert result.bytes_up == result.bytes_down == 4 * parameters
+    (result,) = federation.play_round()
+    parameters = sum(leaf.numel() for leaf in federation.servers[0].shared["global"].values())
+    assert result.bytes_up.tolist() == result.bytes_down.tolist() == [4 * parameters] * 3
 
 
 def test_gates_are_pruned_and_counted(make_federation):
     federation = make_federation(FedDLP(gate_threshold=0.2))
-    counts = [federation.play_round().active_ranks for _ in range(3)]
-    assert federation.gates() == 4 * 25  # 25 linear layers in the embedded image tower
+    counts = [sum_active(federation.play_round()[0].active) for _ in range(3)]
+    assert gates_at_start(federation) == 4 * 25  # 25 linear layers in the embedded image tower
     assert (counts[0] > counts[-1]).all()
-    assert make_federation(FLoRA()).play_round().active_ranks is None
+    assert make_federation(FLoRA()).play_round()[0].active == {}
 
 
 def test_a_method_that_trains_nothing_is_scored_once(make_federation):
     federation = make_federation(ZeroShot(), rounds=50)
     assert federation.rounds == 1
-    assert federation.play_round().losses == {}
+    assert federation.play_round()[0].losses == {}
 
 
 def test_several_local_epochs_differ_in_order_and_count_as_steps(make_federation):

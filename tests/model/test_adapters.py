@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.model.adapters import GatedLoRA, LoRA, Site, active_ranks, count_parameters, soft_threshold
+from feddlp.model.adapters import LinearSite, LoRA, count_parameters
+from feddlp.model.gates import GatedLoRA, active_by_site, soft_threshold
 from feddlp.randomness import generator
 from feddlp.training.cohort import stack
 
-SITES = {"first": Site(6, 4), "second": Site(5, 8)}
+SITES = {"first": LinearSite(6, 4), "second": LinearSite(5, 8)}
 ADAPTERS = [LoRA(3), LoRA(2, lora_init="authors"), GatedLoRA(4), GatedLoRA(2, gate_init="ones")]
 
 
@@ -44,7 +45,9 @@ def test_an_adapter_starts_as_nothing(adapter):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=str)
 def test_leaves_have_the_shapes_that_are_counted(adapter):
     theta = adapter.init(SITES, draw)
-    shapes = {f"{site}.{leaf}": shape for site, size in SITES.items() for leaf, shape in adapter.shapes(size).items()}
+    shapes = {
+        f"{site}.{leaf}": shape for site, size in SITES.items() for leaf, shape in adapter.shapes(site, size).items()
+    }
     assert {name: tuple(leaf.shape) for name, leaf in theta.items()} == shapes
     assert sum(leaf.numel() for leaf in theta.values()) == count_parameters(adapter, SITES)
 
@@ -57,7 +60,7 @@ def test_a_sites_start_does_not_depend_on_the_other_sites():
 
 
 def test_starts_have_the_published_spread():
-    site = {"wide": Site(4000, 4)}
+    site = {"wide": LinearSite(4000, 4)}
     kaiming, authors = LoRA(4).init(site, draw)["wide.A"], LoRA(4, lora_init="authors").init(site, draw)["wide.A"]
     assert kaiming.abs().max() <= 4000**-0.5
     assert kaiming.std().item() == pytest.approx((3 * 4000) ** -0.5, rel=0.05)
@@ -77,10 +80,10 @@ def test_soft_threshold_shrinks_towards_zero_and_never_across(values, threshold)
 def test_projection_touches_gates_only():
     adapter = GatedLoRA(4, gate_threshold=0.3)
     theta = random_theta(adapter, 2)
-    projected = adapter.project(theta)
+    projected = adapter.project(theta, 0.0)
     assert projected.keys() == {"first.gate", "second.gate"}
     torch.testing.assert_close(projected["first.gate"], soft_threshold(theta["first.gate"], 0.3))
-    assert LoRA(4).project(random_theta(LoRA(4), 2)) == {}
+    assert LoRA(4).project(random_theta(LoRA(4), 2), 0.0) == {}
 
 
 def test_a_pruned_rank_can_be_cut_out_without_a_trace():
@@ -100,8 +103,8 @@ def test_a_pruned_rank_can_be_cut_out_without_a_trace():
 def test_active_ranks_count_gates_that_are_not_zero():
     theta = random_theta(GatedLoRA(4), 2)
     theta["first.gate"][0, :3] = 0
-    assert active_ranks(theta).tolist() == [5, 8]
-    assert active_ranks(random_theta(LoRA(4), 2)) is None
+    assert sum(active_by_site(theta).values()).tolist() == [5, 8]
+    assert active_by_site(random_theta(LoRA(4), 2)) == {}
 
 
 def test_bfloat16_rows_get_a_bfloat16_delta_while_leaves_stay_float32():

@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
 from feddlp.errors import UserError
-from feddlp.model.adapters import GatedLoRA, LoRA, count_parameters
+from feddlp.model.adapters import Dense, FeatureAttention, LinearSite, LoRA, count_parameters
 from feddlp.model.backbone import find_sites, load_backbone, locate
+from feddlp.model.gates import GatedLoRA
 
 PROMPTS = ["a photo of the digit three.", "a cat", "an aircraft that nobody has ever seen, in a blue sky over the sea"]
 
@@ -34,13 +35,19 @@ def pictures():
         ("image", LoRA(2), 334_336),
         ("text", GatedLoRA(4), 446_756),
         ("image", GatedLoRA(4), 668_964),
+        ("both", LoRA(2), 223_232 + 334_336),
+        ("text", LoRA(2, layers="attention_out"), 24_576),
+        ("text", FeatureAttention(), 525_312),
+        ("image", FeatureAttention(), 525_312),
+        ("both", Dense(), 151_277_313 - 1),  # every weight of the model but the logit scale
     ],
 )
 def test_vit_b32_has_the_papers_parameter_counts(adapt, adapter, expected):
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig())  # the default configuration is ViT-B/32
     sites = find_sites(model, adapt)
-    assert len(sites) == 73
+    linear = [site for site in sites.values() if isinstance(site, LinearSite)]
+    assert len(linear) == (146 if adapt == "both" else 73)
     assert count_parameters(adapter, sites) == expected
 
 
@@ -122,6 +129,6 @@ def test_the_fingerprint_knows_weights_and_tower():
 def test_zero_shot_on_the_digits_is_far_above_chance_and_leaves_room(backbones, digits, prompts):
     backbone = backbones["image"]
     with torch.no_grad():
-        predicted = (backbone.encode_images(digits.images) @ backbone.encode_texts(prompts).T).argmax(-1)
+        predicted = (backbone.encode_images(digits.images) @ backbone.encode_texts(prompts.tokens).T).argmax(-1)
     share = (predicted == digits.labels).float().mean().item()
     assert 0.5 < share < 0.9

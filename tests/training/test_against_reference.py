@@ -37,8 +37,8 @@ def plain_clip(backbones):
 
 def full_length_tokens(backbone, prompts):
     """The prompts padded to 77 tokens, as public implementations encode them."""
-    padding = torch.full((len(prompts), 77 - prompts.shape[1]), backbone.tokenizer.pad_token_id)
-    return torch.cat([prompts, padding], dim=1)
+    padding = torch.full((len(prompts.tokens), 77 - prompts.tokens.shape[1]), backbone.tokenizer.pad_token_id)
+    return torch.cat([prompts.tokens, padding], dim=1)
 
 
 def double(theta):
@@ -51,14 +51,17 @@ def test_rounds_equal_the_slow_twin(name, tower, fields, plain_clip, make_federa
     federation = make_federation(method, tower, exact=True)
     backbone, adapters = federation.cohort.forward.backbone, method.adapters()
     starts = [
-        {key: double(initial(adapter, backbone, 0, key, client)) for key, adapter in adapters.items()}
+        {
+            key: double(initial(adapter, backbone, 0, key, "server" if key in method.shared else client))
+            for key, adapter in adapters.items()
+        }
         for client in range(3)
     ]
     pixels = (digits.images - backbone.pixel_mean) / backbone.pixel_std
     clients, server = reference.federate(
         plain_clip,
         starts,
-        {key: double(theta) for key, theta in federation.shared.items()},
+        {key: double(theta) for key, theta in federation.servers[0].shared.items()},
         pixels,
         digits.labels,
         list(federation.data.train.indices),
@@ -75,6 +78,6 @@ def test_rounds_equal_the_slow_twin(name, tower, fields, plain_clip, make_federa
         for leaf, value in federation.cohort.theta[key].items():
             expected = torch.stack([client.models[key].leaves()[leaf].data for client in clients])
             torch.testing.assert_close(value.detach(), expected, rtol=0, atol=1e-9)
-    for key, theta in federation.shared.items():
+    for key, theta in federation.servers[0].shared.items():
         for leaf, value in theta.items():
             torch.testing.assert_close(value, server[key][leaf], rtol=0, atol=1e-9)

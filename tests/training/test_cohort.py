@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
-from feddlp.training.cohort import Cohort
+from feddlp.training.cohort import Cohort, Slot
 
 METHODS = {
     "feddlp": FedDLP(gate_threshold=0.01, weight_decay=0.1),
@@ -21,16 +21,17 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def make_cohort(backbones, exact_backbones, prompts):
+def make_cohort(backbones, exact_backbones, prompts, exact_prompts):
     def make(method, clients, tower="image", exact=False):
-        return Cohort(method, (exact_backbones if exact else backbones)[tower], prompts, clients, seed=0)
+        slots = [Slot(client, 0, method) for client in clients]
+        return Cohort(slots, (exact_backbones if exact else backbones)[tower], exact_prompts if exact else prompts)
 
     return make
 
 
 def train(cohort, data, epochs=2, batch_size=4):
     for epoch in range(epochs):
-        cohort.fit(data.shuffled(batch_size, 0, cohort.clients, 0, epoch))
+        cohort.fit(data.shuffled(batch_size, [(slot.client, slot.seed) for slot in cohort.slots], 0, epoch))
     return {name: tensor.clone() for name, tensor in cohort.state_dict().items()}
 
 
@@ -167,6 +168,6 @@ def test_download_gives_every_client_the_servers_adapter_and_touches_nothing_els
 
 def test_correct_counts_only_real_samples(make_cohort, client_data):
     data, cohort = client_data(), make_cohort(FLoRA(), range(3))
-    small, large = cohort.correct(data, 2), cohort.correct(data, 64)
+    small, large = cohort.correct(data, 2)[""], cohort.correct(data, 64)[""]
     assert torch.equal(small, large)
     assert (large <= data.sizes()).all()

@@ -52,10 +52,14 @@ class ClientData:
         """Every sample once, in stored order: for evaluation."""
         return self._steps(self.indices, batch_size)
 
-    def shuffled(self, batch_size: int, seed: int, clients: Sequence[int], round: int, epoch: int) -> Iterator[Batch]:
-        """Every sample once, in an order that depends on (seed, client id, round, epoch) alone; last batches kept."""
+    def shuffled(self, batch_size: int, owners: Sequence[tuple[int, int]], round: int, epoch: int) -> Iterator[Batch]:
+        """Every sample once, in an order that depends on (seed, client id, round, epoch) alone; last batches kept.
+
+        Args:
+            owners: (client id, seed) of each of the K clients.
+        """
         orders = []
-        for client, index in zip(clients, self.indices, strict=True):
+        for (client, seed), index in zip(owners, self.indices, strict=True):
             address = generator(seed, "shuffle", client, round, epoch)
             orders.append(index[torch.randperm(len(index), generator=address)])
         return self._steps(orders, batch_size)

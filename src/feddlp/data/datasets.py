@@ -25,6 +25,13 @@ Resize = Callable[[Sequence[Image.Image]], Tensor]
 """RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
 
 CHUNK = 256
+PAPER_TEMPLATES = {
+    "pets": "a photo of a {}, a type of pet.",
+    "flowers": "a photo of a {}, a type of flower.",
+    "aircraft": "a photo of a {}, a type of aircraft.",
+    "dtd": "a photo of a {} texture.",
+}
+"""The prompts of the paper's data sets (public code)."""
 NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # Pillow knows their names but has no decoder
 
 

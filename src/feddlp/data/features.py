@@ -1,16 +1,13 @@
-"""Features of the frozen tower, computed once for the whole data set.
-
-Text adaptation never runs the image tower again: its batches gather these. (The class-prompt features for image
-adaptation are few and are kept by `model.forward.Forward` itself.)
-"""
+"""Features of the frozen towers, computed once: of images for text adaptation, of prompts for image adaptation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from feddlp.data.prompts import Prompts
 from feddlp.model.backbone import Backbone
 
 CHUNK = 256
@@ -24,3 +21,10 @@ def image_features(backbone: Backbone, images: Tensor, progress: Callable[[int, 
         chunks.append(backbone.encode_images(images[start : start + CHUNK]))
         progress(min(start + CHUNK, len(images)), len(images))
     return torch.cat(chunks)
+
+
+@torch.no_grad()
+def encode_prompts(backbone: Backbone, prompts: Sequence[str]) -> Prompts:
+    """Token ids and unit features of the class prompts."""
+    tokens = backbone.tokenize(prompts)
+    return Prompts(tokens, backbone.encode_texts(tokens))

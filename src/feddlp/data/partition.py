@@ -1,11 +1,13 @@
-"""Which client holds which samples, and how each client splits them.
+"""Which client holds which samples.
 
-    dirichlet     the paper's balanced variant (facts below): label skew set by `dirichlet_beta`
-    pathological  every client holds `classes_per_client` classes, as evenly shared as they go
-    iid           a shuffled deal
+    dirichlet              the paper's balanced variant (facts below): label skew set by `dirichlet_beta`
+    pathological           every client holds `classes_per_client` classes, as evenly shared as they go
+    iid                    a shuffled deal
+    few_shot_iid           every client holds `shots` samples of every class (FLoRA, arXiv 2404.15182)
+    few_shot_pathological  every class belongs to one client, which holds `shots` samples of it
 
-Then every client cuts its samples 75/25 into training and test, and carves a validation share out of its
-training part. Partition and splits depend on the partition seed alone, so that all run seeds share them.
+The first three deal every sample; the few-shot ones leave the others unused. How a client then cuts its samples is
+told in `splits`. Partition and splits depend on the partition seed alone, so that all run seeds share them.
 
 The Dirichlet variant follows the paper's protocol (§VI-A): class by class, proportions ~ Dirichlet(beta), but a client
 that already holds N/K samples gets nothing more, so sizes stay near each other and the last client collects the
@@ -15,30 +17,14 @@ left-overs. The draws use NumPy's legacy generator, whose stream is frozen, so a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from feddlp.errors import UserError
-from feddlp.randomness import generator
 
-PartitionName = Literal["dirichlet", "pathological", "iid"]
+PartitionName = Literal["dirichlet", "pathological", "iid", "few_shot_iid", "few_shot_pathological"]
 MAX_TRIES = 1000
-
-
-@dataclass(frozen=True)
-class ClientSplit:
-    """Indices into the data set, three disjoint parts."""
-
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-    def __len__(self) -> int:
-        return len(self.train) + len(self.validation) + len(self.test)
 
 
 def dirichlet_draw(
@@ -86,9 +72,10 @@ def assign_classes(classes: int, clients: int, per_client: int, rng: np.random.R
     return holders
 
 
-def partition_pathological(labels: np.ndarray, clients: int, per_client: int, seed: int) -> list[np.ndarray]:
+def partition_pathological(
+    labels: np.ndarray, classes: int, clients: int, per_client: int, seed: int
+) -> list[np.ndarray]:
     """Every client holds `per_client` classes; the holders of a class share its samples evenly."""
-    classes = int(labels.max()) + 1
     if per_client > classes:
         raise UserError(
             f"data.classes_per_client={per_client} is more than the {classes} classes there are; use at most {classes}"
@@ -118,6 +105,69 @@ def partition_iid(labels: np.ndarray, clients: int, seed: int) -> list[np.ndarra
     return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
 
 
+def check_shots(labels: np.ndarray, classes: int, shots: int, clients: int, shared: bool) -> None:
+    """Refuse where the smallest class has not enough samples, and say what would do.
+
+    Args:
+        shared: every client wants its own samples of every class; otherwise one client does.
+    """
+    sizes = np.bincount(labels, minlength=classes)
+    label, size, holders = int(sizes.argmin()), int(sizes.min()), clients if shared else 1
+    if size >= holders * shots:
+        return
+    ways = [f"data.shots={size // holders}"] if size >= holders else []
+    if shared and size >= shots:
+        ways.append(f"data.clients={size // shots}")
+    if not ways and size:
+        ways = [f"data.shots=1 with data.clients={size}"]
+    raise UserError(
+        f"data.shots={shots} with data.clients={clients} takes {holders * shots} samples of every class, "
+        f"class {label} has {size}; use " + (f"at most {' or '.join(ways)}" if ways else "more samples of that class")
+    )
+
+
+def few_shot_iid(labels: np.ndarray, classes: int, clients: int, shots: int, seed: int) -> list[np.ndarray]:
+    """Every client holds `shots` samples of every class. More shots add samples and keep the ones there were."""
+    check_shots(labels, classes, shots, clients, shared=True)
+    rng = np.random.RandomState(seed)
+    drawn = [rng.permutation(np.where(labels == label)[0])[: shots * clients] for label in range(classes)]
+    return [np.concatenate([members[client::clients] for members in drawn]) for client in range(clients)]
+
+
+def few_shot_pathological(labels: np.ndarray, classes: int, clients: int, shots: int, seed: int) -> list[np.ndarray]:
+    """Every class belongs to one client, which holds `shots` samples of it; class numbers differ by one at most."""
+    if clients > classes:
+        raise UserError(
+            f"data.clients={clients} is more than the {classes} classes that data.partition=few_shot_pathological "
+            f"gives to one client each; use at most {classes} clients"
+        )
+    check_shots(labels, classes, shots, clients, shared=False)
+    rng = np.random.RandomState(seed)
+    owned = np.array_split(rng.permutation(classes), clients)
+    drawn = [rng.permutation(np.where(labels == label)[0])[:shots] for label in range(classes)]
+    return [np.concatenate([drawn[label] for label in own]) for own in owned]
+
+
+def check_enough(samples: int, clients: int, min_samples: int) -> None:
+    """Refuse more clients than `samples` could serve."""
+    if clients * min_samples > samples:
+        raise UserError(
+            f"data.clients={clients} with data.min_samples={min_samples} need {clients * min_samples} samples, "
+            f"the data set has {samples}; use at most {samples // min_samples} clients, "
+            "far fewer with skewed labels"
+        )
+
+
+def check_smallest(holdings: list[np.ndarray], name: str, min_samples: int, way_out: str) -> list[np.ndarray]:
+    """The holdings, if every client has enough."""
+    if (smallest := min(map(len, holdings))) < min_samples:
+        raise UserError(
+            f"data.partition={name} with data.clients={len(holdings)} leaves a client {smallest} sample(s), "
+            f"data.min_samples={min_samples}; use {way_out}"
+        )
+    return holdings
+
+
 def partition(
     labels: np.ndarray | Sequence[int],
     name: PartitionName,
@@ -125,50 +175,38 @@ def partition(
     *,
     dirichlet_beta: float = 0.1,
     classes_per_client: int = 2,
+    shots: int = 16,
     min_samples: int = 2,
     seed: int = 1,
+    classes: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples to clients; every sample goes to exactly one.
+    """Deal samples to clients, each to one at most; the few-shot partitions leave some out, the others none.
 
     Args:
         labels: class ids 0..C-1, shape (N,).
+        shots: samples of each of its classes that a client holds (few-shot partitions).
         min_samples: the fewest samples a client may hold, >= 2 (one to train on, one to test on).
         seed: the partition seed, independent of the run seed.
+        classes: C, where `labels` may lack the last classes.
 
     Returns:
-        K index arrays, disjoint, together 0..N-1.
+        K disjoint index arrays; together 0..N-1 unless the partition is a few-shot one.
 
     Raises:
         UserError: where the request cannot be met; names the option and the numbers.
     """
     array = np.asarray(labels)
-    if clients * min_samples > len(array):
-        raise UserError(
-            f"data.clients={clients} with data.min_samples={min_samples} need {clients * min_samples} samples, "
-            f"the data set has {len(array)}; use at most {len(array) // min_samples} clients, "
-            "far fewer with skewed labels"
-        )
+    total = classes or int(array.max(initial=-1)) + 1
+    if name == "few_shot_iid":
+        return check_smallest(few_shot_iid(array, total, clients, shots, seed), name, min_samples, "more data.shots")
+    if name == "few_shot_pathological":
+        holdings = few_shot_pathological(array, total, clients, shots, seed)
+        return check_smallest(holdings, name, min_samples, "more data.shots or fewer clients")
+    check_enough(len(array), clients, min_samples)
     if name == "dirichlet":
         return partition_dirichlet(array, clients, dirichlet_beta, min_samples, seed)
     if name == "pathological":
-        holdings = partition_pathological(array, clients, classes_per_client, seed)
+        holdings = partition_pathological(array, total, clients, classes_per_client, seed)
     else:
         holdings = partition_iid(array, clients, seed)
-    if (smallest := min(map(len, holdings))) < min_samples:
-        raise UserError(
-            f"data.partition={name} with data.clients={clients} leaves a client {smallest} sample(s), "
-            f"data.min_samples={min_samples}; use fewer clients or more classes per client"
-        )
-    return holdings
-
-
-def split(indices: np.ndarray, client: int, *, test_share: float, validation_share: float, seed: int) -> ClientSplit:
-    """One client's samples, shuffled and cut: n_train = floor((1 - test_share) n), validation out of that.
-
-    Training keeps at least one sample, and so does the test part.
-    """
-    order = torch.from_numpy(indices)[torch.randperm(len(indices), generator=generator(seed, "split", client))]
-    # The small term keeps a product such as 0.9 * 10 from falling to 8 by rounding.
-    kept = min(len(order) - 1, max(1, int((1 - test_share) * len(order) + 1e-9)))
-    validation = min(kept - 1, int(validation_share * kept + 1e-9))
-    return ClientSplit(order[validation:kept], order[:validation], order[kept:])
+    return check_smallest(holdings, name, min_samples, "fewer clients or more classes per client")

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from feddlp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The class prompts of a data set, tokenised and encoded once by the frozen text tower."""
+
+    tokens: Tensor  # [C, L]
+    features: Tensor  # [C, D]
 
 
 def class_prompts(class_names: Sequence[str], template: str) -> list[str]:

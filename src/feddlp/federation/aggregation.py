@@ -1,6 +1,8 @@
-"""What the server does with the uploads."""
+"""What the server does with the uploads: averages, and a momentum on top."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,3 +25,64 @@ def weighted_mean(theta: Theta, weights: Tensor) -> Theta:
         name: torch.tensordot(shares.to(leaf.device), leaf.double(), dims=1).to(leaf.dtype)
         for name, leaf in theta.items()
     }
+
+
+def average_products(theta: Theta, weights: Tensor) -> Theta:
+    """FlexLoRA (Bai et al. 2024): the weighted mean of the products B A of a LoRA, cut back to its rank by an SVD.
+
+    sum_k w_k B_k A_k is itself a product of [d_out, K r] and [K r, d_in], so that the SVD is one of K r x K r after
+    two QR decompositions. The root of the singular values goes to either factor.
+    """
+    shares = (weights.double() / weights.double().sum()).cpu()
+    averaged = {}
+    for site in [name.removesuffix(".A") for name in theta if name.endswith(".A")]:
+        down, up = theta[f"{site}.A"], theta[f"{site}.B"]  # (K, r, d_in), (K, d_out, r)
+        rank = down.shape[1]
+        stacked = (down.double() * shares.to(down.device)[:, None, None]).flatten(0, 1)  # (K r, d_in)
+        q_up, r_up = torch.linalg.qr(up.double().transpose(0, 1).flatten(1))  # (d_out, K r)
+        q_down, r_down = torch.linalg.qr(stacked.mT)
+        u, s, v = torch.linalg.svd(r_up @ r_down.mT)
+        root = s[:rank].sqrt()
+        averaged[f"{site}.A"] = (root[:, None] * (v[:rank] @ q_down.mT)).to(down.dtype)
+        averaged[f"{site}.B"] = ((q_up @ u[:, :rank]) * root).to(up.dtype)
+    return averaged
+
+
+class Server:
+    """The shared adapters and what the server remembers of its steps.
+
+    Args:
+        shared: the adapters before the first round, no K axis.
+        momentum: FedAvgM's beta (Hsu et al. 2019): v <- beta v + (theta - average), theta <- theta - v; 0 = averaging.
+    """
+
+    def __init__(self, shared: dict[str, Theta], momentum: float = 0.0):
+        self.shared, self.momentum = shared, momentum
+        self.velocity = {
+            name: {leaf: torch.zeros_like(value) for leaf, value in theta.items()} if momentum else {}
+            for name, theta in shared.items()
+        }
+
+    def step(self, averages: dict[str, Theta]) -> None:
+        """Take over the averages, with momentum where there is one."""
+        for name, average in averages.items():
+            for leaf, velocity in self.velocity[name].items():
+                velocity.mul_(self.momentum).add_(self.shared[name][leaf] - average[leaf])
+                average = {**average, leaf: self.shared[name][leaf] - velocity}
+            self.shared[name] = average
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Live tensors by "shared/adapter/leaf" and "velocity/adapter/leaf"."""
+        kept = {"shared": self.shared, "velocity": self.velocity}
+        return {
+            f"{part}/{name}/{leaf}": value
+            for part, thetas in kept.items()
+            for name, theta in thetas.items()
+            for leaf, value in theta.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
+        for part, thetas in (("shared", self.shared), ("velocity", self.velocity)):
+            for name, theta in thetas.items():
+                theta.update({leaf: state[f"{part}/{name}/{leaf}"] for leaf in theta})

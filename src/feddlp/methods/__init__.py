@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from inspect import isabstract
 
 from feddlp.methods.base import Method
 
@@ -17,11 +18,6 @@ def registry() -> dict[str, type[Method]]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
             defined_here = isinstance(value, type) and value.__module__ == module.__name__
-            if defined_here and issubclass(value, Method) and value is not Method:
+            if defined_here and issubclass(value, Method) and not isabstract(value):
                 found[info.name] = value
     return found
-
-
-def descriptions() -> dict[str, str]:
-    """One line for each method, from its docstring."""
-    return {name: (method.__doc__ or "").splitlines()[0] for name, method in registry().items()}

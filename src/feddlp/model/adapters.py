@@ -1,4 +1,4 @@
-"""Adapters: what is trained beside a frozen linear layer, for K clients at once.
+"""Adapters: what is trained beside a frozen model, for K clients at once.
 
     x [K, N, d_in] ----> W0 (frozen, shared) --------------------------> + ----> y [K, N, d_out]
                    \\--> A_k [r, d_in] --> (* g_k [r]) --> B_k [d_out, r] --> * scaling --/
@@ -6,10 +6,12 @@
 Every leaf carries the client axis: client k has its own A_k, B_k, g_k, and the adapter of all clients is two batched
 matrix products. The frozen product stays one large GEMM over the rows of all clients.
 
-LoRA       Hu et al. 2022: dW = scaling B A, B = 0 at the start.
-GatedLoRA  SoRA, Ding et al. 2023 (paper §IV-B, §V-G): dW = scaling B diag(g) A, and after each step the gates pass
-           through the soft threshold T_xi(g) = sign(g) max(|g| - xi, 0). A rank whose gate is 0 is pruned.
-           SoRA needs no singular value decomposition; the paper's remark that it does describes AdaLoRA.
+LoRA              Hu et al. 2022: dW = scaling B A, B = 0 at the start. Here.
+GatedLoRA         SoRA: a gate for each rank, pruned while training (`model.gates`).
+FeatureAttention  FedCLIP: an attention over the tower's output features. Here.
+Dense             full fine-tuning: a difference for every weight of the tower. Here.
+
+An adapter acts at sites. There are three kinds, and `shapes` is empty for those that an adapter leaves alone.
 """
 
 from __future__ import annotations
@@ -26,16 +28,33 @@ Theta = dict[str, Tensor]
 """One adapter: "site.leaf" -> [K, *leaf shape], or without the K axis for one client or the server."""
 
 LoRAInit = Literal["kaiming", "authors"]
-GateInit = Literal["normal", "ones"]
+LoRAScaling = Literal["standard", "rslora"]
+Layers = Literal["all", "attention_out"]
+AttentionInit = Literal["default", "identity", "neutral"]
 Draw = Callable[[str], torch.Generator]
 """A site's name -> the generator of its initial values."""
 
 
-class Site(NamedTuple):
-    """The shape of a linear layer that can be adapted."""
+class LinearSite(NamedTuple):
+    """A linear layer, under its name in the checkpoint."""
 
     in_features: int
     out_features: int
+
+
+class FeatureSite(NamedTuple):
+    """The output of a tower before normalisation, under the name "image.features" or "text.features"."""
+
+    width: int
+
+
+class WeightSite(NamedTuple):
+    """Any parameter of a tower, under its name in the checkpoint."""
+
+    shape: tuple[int, ...]
+
+
+Site = LinearSite | FeatureSite | WeightSite
 
 
 class Adapter(Protocol):
@@ -43,8 +62,8 @@ class Adapter(Protocol):
 
     unclipped: ClassVar[frozenset[str]]  # leaves that stay out of the gradient norm and its clipping
 
-    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """The leaves at one site, without the client axis."""
+    def shapes(self, name: str, site: Site) -> dict[str, tuple[int, ...]]:
+        """The leaves at one site, without the client axis; empty where the adapter does not act."""
         ...
 
     def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
@@ -52,52 +71,75 @@ class Adapter(Protocol):
         ...
 
     def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the frozen layer's output y = W0 x.
+        """What is added to the frozen output y = W0 x of a linear layer, or to the features y = x.
 
         Args:
             x: [K, N, d_in]; y: [K, N, d_out]; the leaves of `theta`: [K, ...].
         """
         ...
 
-    def project(self, theta: Theta) -> Theta:
-        """The leaves that change after an optimiser step, with their new values."""
+    def project(self, theta: Theta, progress: float) -> Theta:
+        """The leaves that change after an optimiser step, with their new values.
+
+        Args:
+            progress: rounds finished; schedules depend on it.
+        """
         ...
+
+
+def sites_of(theta: Theta) -> dict[str, list[str]]:
+    """The sites at which an adapter has leaves, with the names of those leaves."""
+    found: dict[str, list[str]] = {}
+    for name in theta:
+        site, _, leaf = name.rpartition(".")
+        found.setdefault(site, []).append(leaf)
+    return found
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adaptation. Leaves A (r, d_in) and B (d_out, r).
+    """Low-rank adaptation of linear layers. Leaves A (r, d_in) and B (d_out, r).
 
-    `init="kaiming"` draws A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) (the LoRA authors' code); `"authors"` draws
-    A ~ N(0, 1)/sqrt(r), the start of FedDLP's public code, whose learning rates belong to it.
+    Args:
+        lora_init: "kaiming" draws A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) (the LoRA authors' code); "authors" draws
+            A ~ N(0, 1)/sqrt(r), the start of FedDLP's public code, whose learning rates belong to it.
+        lora_scaling: "standard" multiplies by lora_alpha / r, "rslora" by lora_alpha / sqrt(r) (Kalajdzievski 2023).
+        layers: "all" linear layers, or only the output projections of attention ("attention_out", FLoRA as released).
     """
 
     rank: int
     lora_alpha: float = 16.0
     lora_init: LoRAInit = "kaiming"
+    lora_scaling: LoRAScaling = "standard"
+    layers: Layers = "all"
     unclipped: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def scaling(self) -> float:
-        return self.lora_alpha / self.rank
+        return self.lora_alpha / (self.rank if self.lora_scaling == "standard" else math.sqrt(self.rank))
 
-    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+    def shapes(self, name: str, site: Site) -> dict[str, tuple[int, ...]]:
+        chosen = self.layers == "all" or name.endswith(".out_proj")
+        if not isinstance(site, LinearSite) or not chosen:
+            return {}
         return {"A": (self.rank, site.in_features), "B": (site.out_features, self.rank)}
 
     def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
         theta = {}
         for name, site in sites.items():
-            theta.update({f"{name}.{leaf}": value for leaf, value in self.init_site(site, draw(name)).items()})
+            if shapes := self.shapes(name, site):
+                values = self.init_site(shapes, draw(name))
+                theta.update({f"{name}.{leaf}": value for leaf, value in values.items()})
         return theta
 
-    def init_site(self, site: Site, generator: torch.Generator) -> Theta:
-        down = torch.empty(self.rank, site.in_features)
+    def init_site(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Theta:
+        down = torch.empty(shapes["A"])
         if self.lora_init == "kaiming":
-            bound = 1 / math.sqrt(site.in_features)
+            bound = 1 / math.sqrt(down.shape[1])
             down.uniform_(-bound, bound, generator=generator)
         else:
             down.normal_(generator=generator).div_(math.sqrt(self.rank))
-        return {"A": down, "B": torch.zeros(site.out_features, self.rank)}
+        return {"A": down, "B": torch.zeros(shapes["B"])}
 
     def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
         return self.scaling * self.bottleneck(theta, site, x) @ theta[f"{site}.B"].to(x.dtype).mT
@@ -105,52 +147,82 @@ class LoRA:
     def bottleneck(self, theta: Theta, site: str, x: Tensor) -> Tensor:
         return x @ theta[f"{site}.A"].to(x.dtype).mT  # (K, N, r)
 
-    def project(self, theta: Theta) -> Theta:
+    def project(self, theta: Theta, progress: float) -> Theta:
         return {}
 
 
 @dataclass(frozen=True)
-class GatedLoRA(LoRA):
-    """SoRA: LoRA with a gate for each rank. Leaves A (r, d_in), B (d_out, r) and gate (r).
+class FeatureAttention:
+    """FedCLIP (Lu et al. 2023): f * softmax(W2 tanh(W1 f + b1) + b2) on the output features f of a tower.
 
-    The gates are not part of the clipped gradient norm, as in SoRA's and FedDLP's public code.
+    Args:
+        attention_init: "default" is torch.nn.Linear's own start; "identity" sets W1 = W2 = 1, b = 0 (FedDLP's authors);
+            "neutral" sets W2 = 0, b2 = 0, so that after normalisation the model starts as the frozen one.
     """
 
-    gate_threshold: float = 5e-5  # xi, per step, absolute: not multiplied by the learning rate
-    gate_init: GateInit = "normal"
-    unclipped: ClassVar[frozenset[str]] = frozenset({"gate"})
+    attention_init: AttentionInit = "default"
+    unclipped: ClassVar[frozenset[str]] = frozenset()
 
-    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        return {**super().shapes(site), "gate": (self.rank,)}
+    def shapes(self, name: str, site: Site) -> dict[str, tuple[int, ...]]:
+        if not isinstance(site, FeatureSite):
+            return {}
+        square, row = (site.width, site.width), (site.width,)
+        return {"W1": square, "b1": row, "W2": square, "b2": row}
 
-    def init_site(self, site: Site, generator: torch.Generator) -> Theta:
-        theta = super().init_site(site, generator)
-        gate = torch.empty(self.rank).normal_(generator=generator)
-        return {**theta, "gate": gate if self.gate_init == "normal" else torch.ones_like(gate)}
+    def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
+        theta = {}
+        for name, site in sites.items():
+            if shapes := self.shapes(name, site):
+                values = self.init_site(shapes, draw(name))
+                theta.update({f"{name}.{leaf}": value for leaf, value in values.items()})
+        return theta
 
-    def bottleneck(self, theta: Theta, site: str, x: Tensor) -> Tensor:
-        return super().bottleneck(theta, site, x) * theta[f"{site}.gate"].to(x.dtype)[:, None]  # (K, 1, r)
+    def init_site(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Theta:
+        width = shapes["b1"][0]
+        bound = 1 / math.sqrt(width)
+        drawn = {
+            leaf: torch.empty(shape).uniform_(-bound, bound, generator=generator) for leaf, shape in shapes.items()
+        }
+        zero = torch.zeros(width)
+        if self.attention_init == "identity":
+            return {"W1": torch.eye(width), "b1": zero, "W2": torch.eye(width), "b2": zero.clone()}
+        if self.attention_init == "neutral":
+            return drawn | {"W2": torch.zeros(width, width), "b2": zero}
+        return drawn
 
-    def project(self, theta: Theta) -> Theta:
-        return {name: soft_threshold(gate, self.gate_threshold) for name, gate in gates(theta).items()}
+    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
+        w1, b1, w2, b2 = (theta[f"{site}.{leaf}"].to(x.dtype) for leaf in ("W1", "b1", "W2", "b2"))
+        hidden = (x @ w1.mT + b1[:, None]).tanh()  # (K, N, d)
+        return x * (hidden @ w2.mT + b2[:, None]).softmax(-1) - y
+
+    def project(self, theta: Theta, progress: float) -> Theta:
+        return {}
 
 
-def soft_threshold(values: Tensor, threshold: float) -> Tensor:
-    """T_xi(g) = sign(g) max(|g| - xi, 0), elementwise (paper §V-G)."""
-    return values.sign() * (values.abs() - threshold).clamp(min=0)
+@dataclass(frozen=True)
+class Dense:
+    """Full fine-tuning: one leaf "difference" for every parameter of the tower, 0 at the start.
 
+    There is nothing to share between clients then: `model.forward` runs the tower once for each, with the weights
+    W0 + difference, and no frozen product is computed on top.
+    """
 
-def gates(theta: Theta) -> Theta:
-    """The gate leaves, [K, r] each; empty where the adapter has none."""
-    return {name: leaf for name, leaf in theta.items() if name.endswith(".gate")}
+    unclipped: ClassVar[frozenset[str]] = frozenset()
 
+    def shapes(self, name: str, site: Site) -> dict[str, tuple[int, ...]]:
+        return {"difference": site.shape} if isinstance(site, WeightSite) else {}
 
-def active_ranks(theta: Theta) -> Tensor | None:
-    """How many gates of each client are not zero, over all sites. [K]; None where the adapter has no gates."""
-    found = [gate.detach() for gate in gates(theta).values()]
-    return torch.cat(found, dim=-1).count_nonzero(dim=-1) if found else None
+    def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
+        weights = {name: site.shape for name, site in sites.items() if isinstance(site, WeightSite)}
+        return {f"{name}.difference": torch.zeros(shape) for name, shape in weights.items()}
+
+    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError("a dense adapter replaces weights and adds to no layer")
+
+    def project(self, theta: Theta, progress: float) -> Theta:
+        return {}
 
 
 def count_parameters(adapter: Adapter, sites: Mapping[str, Site]) -> int:
-    """Trainable parameters of one client's adapter over all sites."""
-    return sum(math.prod(shape) for site in sites.values() for shape in adapter.shapes(site).values())
+    """Parameters of one client's adapter over all sites."""
+    return sum(math.prod(shape) for name, site in sites.items() for shape in adapter.shapes(name, site).values())

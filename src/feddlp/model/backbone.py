@@ -1,43 +1,70 @@
 """The frozen dual encoder: a Hugging Face CLIP whose linear layers can be adapted from outside.
 
-Sites are the `nn.Linear` layers of the adapted tower and its projection, known by their names in the checkpoint.
-Each has a forward hook that asks, while a context is open, what to add to the layer's output; outside of the context
-the model is the checkpoint's own, to the bit. K clients never mean K backbones.
+Sites are the `nn.Linear` layers of the adapted tower and its projection, known by their names in the checkpoint, the
+tower's output features, and every single weight. A layer has a forward hook that asks, while a context is open, what
+to add to its output; outside of the context the model is the checkpoint's own, to the bit. K clients never mean K
+backbones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
 from feddlp.errors import UserError
-from feddlp.model.adapters import Site
+from feddlp.model.adapters import FeatureSite, LinearSite, Site, WeightSite
 
-Tower = Literal["image", "text"]
-Delta = Callable[[str, Tensor, Tensor], Tensor]
-"""(site, x, y) -> what is added to y; x and y as the layer sees them, rows of all clients together."""
+Adapt = Literal["image", "text", "both"]
+Delta = Callable[[str, Tensor, Tensor], Tensor | None]
+"""(site, x, y) -> what is added to y, None for nothing; x and y as the layer sees them, all clients' rows together."""
 
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "assets" / "tiny-clip"}
 MODULES = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
-def find_sites(model: nn.Module, adapt: Tower) -> dict[str, Site]:
-    """The adaptable linear layers of one tower and its projection, in the order of the model."""
-    return {
-        name: Site(module.in_features, module.out_features)
+def towers(adapt: Adapt) -> tuple[str, ...]:
+    """The towers that carry adapters."""
+    return ("image", "text") if adapt == "both" else (adapt,)
+
+
+def find_sites(model: CLIPModel, adapt: Adapt) -> dict[str, Site]:
+    """Where adapters can act, in the order of the model: linear layers, output features, single weights."""
+    modules = {name for tower in towers(adapt) for name in MODULES[tower]}
+    sites: dict[str, Site] = {
+        name: LinearSite(module.in_features, module.out_features)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in MODULES[adapt]
+        if isinstance(module, nn.Linear) and name.partition(".")[0] in modules
     }
+    for tower in towers(adapt):
+        sites[f"{tower}.features"] = FeatureSite(model.config.projection_dim)
+    for name, weight in model.named_parameters():
+        if name.partition(".")[0] in modules:
+            sites[name] = WeightSite(tuple(weight.shape))
+    return sites
+
+
+class Encoder(nn.Module):
+    """One tower of a CLIP as a module of its own, so that it can be called with other weights."""
+
+    def __init__(self, clip: CLIPModel, tower: str):
+        super().__init__()
+        self.clip, self.tower = clip, tower
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.tower == "image":
+            return cast("Tensor", self.clip.get_image_features(pixel_values=inputs).pooler_output)
+        return cast("Tensor", self.clip.get_text_features(input_ids=inputs).pooler_output)
 
 
 class Backbone:
@@ -46,11 +73,11 @@ class Backbone:
     Args:
         model: the checkpoint; its parameters are frozen here.
         tokenizer, processor: as stored beside it.
-        adapt: which tower carries the adapters.
+        adapt: which tower carries the adapters, or both.
         logit_scale: what cosines are multiplied by, 1/temperature; read before any rounding of the weights.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Tower, logit_scale: float):
+    def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Adapt, logit_scale: float):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.processor, self.adapt = tokenizer, processor, adapt
         self.sites = find_sites(model, adapt)
@@ -58,9 +85,12 @@ class Backbone:
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         self.pixel_mean = (mean / processor.rescale_factor)[:, None, None].to(model.device)
         self.pixel_std = (std / processor.rescale_factor)[:, None, None].to(model.device)
+        self.encoders = {tower: Encoder(self.model, tower) for tower in MODULES}
+        self.adapted_towers = towers(adapt)
         self._delta: Delta | None = None
-        for name in self.sites:
-            model.get_submodule(name).register_forward_hook(self._hook(name))
+        for name, site in self.sites.items():
+            if isinstance(site, LinearSite):
+                model.get_submodule(name).register_forward_hook(self._hook(name))
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +98,8 @@ class Backbone:
 
     def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def add_delta(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
-            return None if self._delta is None else y + self._delta(site, inputs[0], y)
+            delta = None if self._delta is None else self._delta(site, inputs[0], y)
+            return None if delta is None else y + delta
 
         return add_delta
 
@@ -105,17 +136,31 @@ class Backbone:
                 )
         return torch.tensor(encoded["input_ids"], device=self.device)
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """uint8 images [n, 3, H, W] -> unit features [n, D] in `trained_dtype`."""
-        pixels = ((images.to(self.device) - self.pixel_mean) / self.pixel_std).to(self.model.dtype)
-        return normalise(self.model.get_image_features(pixel_values=pixels).pooler_output)
+    def encode_images(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """uint8 images [n, 3, H, W] -> unit features [n, D] in `trained_dtype`.
 
-    def encode_texts(self, tokens: Tensor) -> Tensor:
+        Args:
+            weights: used in place of the checkpoint's own, by name; for full fine-tuning.
+        """
+        pixels = ((images.to(self.device) - self.pixel_mean) / self.pixel_std).to(self.model.dtype)
+        return self._encode("image", pixels, weights)
+
+    def encode_texts(self, tokens: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Token ids [n, L] -> unit features [n, D] in `trained_dtype`.
 
         Padding follows the end token, and attention is causal, so it needs no mask.
         """
-        return normalise(self.model.get_text_features(input_ids=tokens).pooler_output)
+        return self._encode("text", tokens, weights)
+
+    def _encode(self, tower: str, inputs: Tensor, weights: Mapping[str, Tensor] | None) -> Tensor:
+        encoder = self.encoders[tower]
+        swapped = {f"clip.{name}": weight for name, weight in (weights or {}).items()}
+        features: Tensor = functional_call(encoder, swapped, (inputs,)) if swapped else encoder(inputs)
+        features = features.to(trained_dtype(features.dtype))
+        if self._delta is not None and tower in self.adapted_towers:
+            delta = self._delta(f"{tower}.features", features, features)
+            features = features if delta is None else features + delta
+        return F.normalize(features, dim=-1)
 
     def fingerprint(self) -> str:
         """A digest of the frozen weights and the sites; adapters fit a backbone with the same one."""
@@ -124,10 +169,6 @@ class Backbone:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def normalise(features: Tensor) -> Tensor:
-    return F.normalize(features.to(trained_dtype(features.dtype)), dim=-1)
 
 
 def trained_dtype(frozen: torch.dtype) -> torch.dtype:
@@ -163,12 +204,12 @@ def load_clip_config(checkpoint: str) -> CLIPConfig:
     return config
 
 
-def load_backbone(checkpoint: str, adapt: Tower, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(checkpoint: str, adapt: Adapt, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
     """Load and freeze a CLIP.
 
     Args:
         checkpoint: "tiny-clip" (shipped with the package), a folder, or a hub name.
-        adapt: the tower that carries the adapters.
+        adapt: the tower that carries the adapters, or "both".
         dtype: of the frozen weights; adapters stay in float32.
 
     Raises:

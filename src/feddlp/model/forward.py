@@ -4,24 +4,27 @@ adapt = image: the K * B images of a batch pass through the adapted image tower 
 encoded once by the frozen text tower.
 adapt = text: the class prompts pass through the text tower once per client and step, never per sample; the images
 were encoded once by the frozen image tower.
+adapt = both: both, each client with its own pair of towers.
 
 Either way the result is [K, B, C]: every objective and every distillation is computed from these logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.model.adapters import Adapter, Theta
+from feddlp.data.prompts import Prompts
+from feddlp.model.adapters import Adapter, Dense, Theta, sites_of
 from feddlp.model.backbone import Backbone
 
 View = str | Mapping[str, float]
-"""The adapters that act, and their weights: "local", or {"local": 0.5, "teacher": 0.5}; {} is the frozen model."""
+Encode = Callable[[Tensor, Mapping[str, Tensor] | None], Tensor]
+"""One of the backbone's two encoders."""
 
 
 class Forward:
@@ -31,26 +34,23 @@ class Forward:
         backbone: the frozen dual encoder.
         adapters: kind of each adapter by name; the cohort's `theta` has the same names.
         theta: the parameters, [K, ...] each, read anew at every call.
-        prompts: token ids of the class prompts, [C, L].
+        prompts: of the classes.
     """
 
-    def __init__(self, backbone: Backbone, adapters: Mapping[str, Adapter], theta: dict[str, Theta], prompts: Tensor):
+    def __init__(self, backbone: Backbone, adapters: Mapping[str, Adapter], theta: dict[str, Theta], prompts: Prompts):
         self.backbone, self.adapters, self.theta, self.prompts = backbone, adapters, theta, prompts
-        with torch.no_grad():
-            self.prompt_features = backbone.encode_texts(prompts)  # (C, D), of the frozen tower
+        self.sites = {name: sites_of(leaves).keys() for name, leaves in theta.items()}
+        self.dense = {name for name, adapter in adapters.items() if isinstance(adapter, Dense)}
 
     def __call__(self, batch: Batch, view: View) -> Tensor:
         """Logits [K, B, C], with gradient."""
         weights = {view: 1.0} if isinstance(view, str) else view
-        delta = partial(self._delta, weights, len(batch.labels)) if weights else None
-        with self.backbone.adapted(delta):
-            if self.backbone.adapt == "image":
-                images = self.backbone.encode_images(batch.inputs.flatten(0, 1))  # (K * B, D)
-                images, texts = torch.unflatten(images, 0, batch.labels.shape), self.prompt_features
-            else:
-                clients, classes = len(batch.labels), len(self.prompts)
-                texts = self.backbone.encode_texts(self.prompts.repeat(clients, 1))  # (K * C, D)
-                images, texts = batch.inputs, torch.unflatten(texts, 0, (clients, classes))
+        images, texts = batch.inputs, self.prompts.features  # (K, B, ...), (C, D)
+        if "image" in self.backbone.adapted_towers:
+            images = self._encode(self.backbone.encode_images, images, weights)  # (K, B, D)
+        if "text" in self.backbone.adapted_towers:
+            tokens = self.prompts.tokens.expand(len(batch.labels), -1, -1)  # (K, C, L)
+            texts = self._encode(self.backbone.encode_texts, tokens, weights)  # (K, C, D)
         logits: Tensor = self.backbone.logit_scale * (images @ texts.mT)  # (K, B, D) @ (D, C) or (K, D, C)
         return logits
 
@@ -59,10 +59,27 @@ class Forward:
         """The same logits as a teacher or for prediction: no gradient."""
         return self(batch, view)
 
-    def _delta(self, weights: Mapping[str, float], clients: int, site: str, x: Tensor, y: Tensor) -> Tensor:
+    def _encode(self, encode: Encode, inputs: Tensor, view: Mapping[str, float]) -> Tensor:
+        """[K, n, ...] -> unit features [K, n, D]: all clients in one pass, or one by one where weights are replaced."""
+        if self.dense & view.keys():
+            return torch.stack([encode(rows, self._weights(view, k)) for k, rows in enumerate(inputs)])
+        with self.backbone.adapted(partial(self._delta, view, len(inputs)) if view else None):
+            return torch.unflatten(encode(inputs.flatten(0, 1), None), 0, inputs.shape[:2])
+
+    def _weights(self, view: Mapping[str, float], client: int) -> dict[str, Tensor]:
+        """The tower's weights with one client's differences added."""
+        ((name, share),) = view.items()  # whole weights do not mix with adapters at single layers
+        weights = {}
+        for site in self.sites[name]:
+            base = self.backbone.model.get_parameter(site)
+            weights[site] = (base + share * self.theta[name][f"{site}.difference"][client]).to(base.dtype)
+        return weights
+
+    def _delta(self, view: Mapping[str, float], clients: int, site: str, x: Tensor, y: Tensor) -> Tensor | None:
         rows, base = x.reshape(clients, -1, x.shape[-1]), y.reshape(clients, -1, y.shape[-1])  # (K, rows, d)
         deltas = []
-        for name, weight in weights.items():
-            delta = self.adapters[name].delta(self.theta[name], site, rows, base)
-            deltas.append(delta if weight == 1 else weight * delta)  # a product by one is a pass over memory
-        return reduce(torch.add, deltas).view_as(y)
+        for name, weight in view.items():
+            if site in self.sites[name]:
+                delta = self.adapters[name].delta(self.theta[name], site, rows, base)
+                deltas.append(delta if weight == 1 else weight * delta)  # a product by one is a pass over memory
+        return reduce(torch.add, deltas).view_as(y) if deltas else None

@@ -24,6 +24,7 @@ class Summary:
     """One method's line; accuracies in %, rounds counted from 1."""
 
     method: str
+    seed: int
     rounds: int
     final: float
     chosen: float | None  # None without validation samples
@@ -33,6 +34,7 @@ class Summary:
     client_mean: float  # the spread is that of the final round
     client_std: float
     client_lowest: float
+    client_p10: float
     parameters: int  # trained by a client
     parameters_sent: int
     mib: float  # sent and received by one client over the whole run
@@ -52,6 +54,7 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
     chosen = max(rows, key=lambda row: pooled(row, "validation")) if final["validation"] else None
     return Summary(
         method=final["method"],
+        seed=final["seed"],
         rounds=final["round"],
         final=final["test"]["pooled"],
         chosen=chosen["test"]["pooled"] if chosen else None,
@@ -61,8 +64,9 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
         client_mean=final["test"]["client_mean"],
         client_std=final["test"]["client_std"],
         client_lowest=final["test"]["client_lowest"],
+        client_p10=final["test"]["client_p10"],
         parameters=sum(final["parameters"].values()),
-        parameters_sent=sum(final["parameters"][name] for name in final["shared"]),
+        parameters_sent=final["parameters_sent"],
         mib=sum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB,
         active_ranks=final["active_ranks"],
         gates=final["gates"],
@@ -82,9 +86,12 @@ def accuracy_cells(line: Summary) -> tuple[str, ...]:
         f"{line.final:.2f}",
         "-" if line.chosen is None else f"{line.chosen:.2f} (r{line.chosen_round})",
         f"{line.best:.2f} (r{line.best_round})",
-        f"{line.client_mean:.2f} ± {line.client_std:.2f}",
-        f"{line.client_lowest:.2f}",
     )
+
+
+def client_cells(line: Summary) -> tuple[str, ...]:
+    values = (line.client_mean, line.client_std, line.client_lowest, line.client_p10)
+    return (line.method, *(f"{value:.2f}" for value in values))
 
 
 def cost_cells(line: Summary) -> tuple[str, ...]:
@@ -98,33 +105,41 @@ def cost_cells(line: Summary) -> tuple[str, ...]:
     )
 
 
-ACCURACY = (
-    "method",
-    "final\nround",
-    "validation-\nchosen",
-    "best test\nround *",
-    "per client\nmean ± std",
-    "lowest\nclient",
-)
+ACCURACY = ("method", "final\nround", "validation-\nchosen", "best test\nround *")
+CLIENTS = ("method", "mean of\nclients", "std of\nclients", "lowest\nclient", "10th per-\ncentile")
 COSTS = (
     "method",
     "trained\nparams",
     "sent\nparams",
-    "MiB per client\nup + down",
+    "MiB per\nclient",
     "active\nranks",
     "seconds\na round",
 )
 ACCURACY_NOTE = (
-    "Test accuracy in %, pooled over all clients' samples; (r3) = round 3.\n"
-    "Per client and lowest: final round. * optimistic: picked on test data."
+    "Test accuracy in %, pooled over all clients' samples; (r3) = round 3.\n* optimistic: picked on test data."
 )
-COSTS_NOTE = "MiB over all rounds. Active ranks: gates that are not pruned, mean over clients."
+CLIENTS_NOTE = "Test accuracy in % after the final round, every client counting alike."
+COSTS_NOTE = "MiB up and down over all rounds. Active ranks: gates that are not pruned, mean over clients."
 
 
 def comparison(lines: Sequence[Summary], title: str) -> list[Table]:
-    """What `feddlp run` and `feddlp show` print: accuracy, then costs, each within 80 columns."""
+    """What `feddlp run` and `feddlp show` print: accuracy, spread and costs, each within 80 columns."""
     accuracy = text_table(title, ACCURACY, [accuracy_cells(line) for line in lines], ACCURACY_NOTE)
-    return [accuracy, text_table("", COSTS, [cost_cells(line) for line in lines], COSTS_NOTE)]
+    clients = text_table("", CLIENTS, [client_cells(line) for line in lines], CLIENTS_NOTE)
+    return [accuracy, clients, text_table("", COSTS, [cost_cells(line) for line in lines], COSTS_NOTE)]
+
+
+def newcomers_table(rows: Mapping[str, Row]) -> Table:
+    """Clients that joined at the end: pooled test accuracy as they came and after each epoch of their own."""
+    epochs = max(len(row["tuned"]) for row in rows.values())
+    headings = ("method", "zero-shot", "received", *(f"epoch {number}" for number in range(1, epochs + 1)))
+    lines = []
+    for method, row in rows.items():
+        stages = [row["zero_shot"], row["received"], *row["tuned"], *[None] * (epochs - len(row["tuned"]))]
+        lines.append((method, *("-" if stage is None else f"{stage['pooled']:.2f}" for stage in stages)))
+    count = next(iter(rows.values()))["clients"]
+    note = "Pooled test accuracy in %: of the frozen model, of the shared adapter as received,\nand after local epochs."
+    return text_table(f"{count} clients that joined at the end", headings, lines, note)
 
 
 def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:

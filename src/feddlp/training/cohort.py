@@ -1,23 +1,38 @@
 """The one training loop: K clients side by side over one frozen backbone.
 
-A federation of ten on one machine is a cohort of ten; a deployed client is a cohort of one. Clients are independent,
-so d(sum_k L_k)/d theta_k = dL_k/d theta_k, and one backward pass serves all of them.
+A federation of ten on one machine is a cohort of ten; a deployed client is a cohort of one; three seeds of ten clients
+are a cohort of thirty. What stands side by side are slots: a client of some seed and trial. They are independent, so
+d(sum_k L_k)/d theta_k = dL_k/d theta_k, and one backward pass serves all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from feddlp.data.batches import Batch, ClientData
-from feddlp.methods.base import Method
+from feddlp.data.prompts import Prompts
+from feddlp.methods.base import Method, stacked
 from feddlp.model.adapters import Adapter, Theta
 from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
+from feddlp.model.gates import GatedLoRA, keep, survivors
 from feddlp.randomness import generator
 from feddlp.training.optim import AdamW
+
+Predict = Callable[[Forward, Batch], Mapping[str, Tensor]]
+"""Ways to predict: name -> logits [K, B, C]."""
+
+
+class Slot(NamedTuple):
+    """One place on the client axis."""
+
+    client: int
+    seed: int
+    method: Method
 
 
 def initial(adapter: Adapter, backbone: Backbone, seed: int, name: str, owner: int | str) -> Theta:
@@ -34,38 +49,77 @@ class Cohort:
     """K clients with their adapters and optimisers.
 
     Args:
-        method: which adapters there are, and their losses.
+        slots: who they are; client id and seed address the randomness, so a client is the same in every cohort.
         backbone: shared and frozen.
-        prompts: token ids of the class prompts, [C, L].
-        clients: K client ids; they address the randomness, so a client is the same in every cohort.
-        seed: the run seed.
+        prompts: of the classes.
     """
 
-    def __init__(self, method: Method, backbone: Backbone, prompts: Tensor, clients: Sequence[int], seed: int):
-        self.method, self.clients, self.seed = method, tuple(clients), seed
-        self.adapters = method.adapters()
+    def __init__(self, slots: Sequence[Slot], backbone: Backbone, prompts: Prompts):
+        self.slots, self.backbone, self.prompts = tuple(slots), backbone, prompts
+        dtype = trained_dtype(backbone.model.dtype)
+        self.method = stacked([slot.method for slot in slots], dtype, backbone.device)
+        self.adapters = self.method.adapters()
         self.theta: dict[str, Theta] = {}
-        for name, adapter in self.adapters.items():
-            start = stack([initial(adapter, backbone, seed, name, client) for client in clients])
-            dtype = trained_dtype(backbone.model.dtype)
-            self.theta[name] = {leaf: v.to(backbone.device, dtype).requires_grad_() for leaf, v in start.items()}
-        self.optimizers = {name: self._optimizer(name) for name in self.adapters}
+        for name in self.adapters:
+            start = stack([self._initial(name, slot) for slot in slots])
+            self.theta[name] = {leaf: value.to(backbone.device, dtype) for leaf, value in start.items()}
+        self.optimizers: dict[str, AdamW] = {}
+        self.received: dict[str, Theta] = {}  # the anchors of FedProx
+        self.progress = 0.0  # rounds finished
+        self._wake()
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
 
-    def _optimizer(self, name: str) -> AdamW:
-        return AdamW(self.theta[name], unclipped=self.adapters[name].unclipped, **self.method.optimizer_options())
+    def _initial(self, name: str, slot: Slot) -> Theta:
+        """A shared adapter begins as the server's, so that leaves that never travel are the same for all too."""
+        owner = "server" if name in slot.method.shared else slot.client
+        return initial(self.adapters[name], self.backbone, slot.seed, name, owner)
+
+    def _wake(self) -> None:
+        """Gradients for the leaves that learn, and a fresh optimiser for every adapter that has any."""
+        for name in self.theta:
+            learning = self.learning(name)
+            for value in learning.values():
+                value.requires_grad_()
+            if learning:
+                options = self.method.optimizer_options()
+                self.optimizers[name] = AdamW(learning, unclipped=self.adapters[name].unclipped, **options)
+
+    def learning(self, name: str) -> Theta:
+        """The leaves of an adapter that are trained."""
+        return {leaf: value for leaf, value in self.theta[name].items() if self.method.learns(name, leaf)}
 
     @torch.no_grad()
-    def download(self, shared: dict[str, Theta]) -> None:
-        """Every client takes over the server's adapters (no K axis)."""
-        for name, theta in shared.items():
-            for leaf, value in theta.items():
-                self.theta[name][leaf].copy_(value.expand_as(self.theta[name][leaf]))
+    def download(self, shared: Mapping[str, Theta], rows: slice = slice(None)) -> None:
+        """The clients in `rows` take over the server's adapters (no K axis)."""
+        for name, received in shared.items():
+            theta = {leaf: value[rows] for leaf, value in self.theta[name].items()}
+            for leaf, value in self.method.take(name, theta, received).items():
+                theta[leaf].copy_(value)
+
+    def start_round(self, progress: float) -> None:
+        """After all downloads: what the method keeps of them, and how far the federation has come."""
+        self.progress = progress
         self.method.receive(self.theta)
+        if self.method.proximal:
+            self.received = {
+                name: {leaf: value.detach().clone() for leaf, value in self.learning(name).items()}
+                for name in self.method.shared
+            }
+        if self.method.reset_optimizer:
+            for optimizer in self.optimizers.values():
+                for moment in optimizer.state_dict().values():
+                    moment.zero_()
 
     def upload(self) -> dict[str, Theta]:
-        """What leaves the clients: the shared adapters, [K, ...] each."""
-        return {name: {leaf: value.detach() for leaf, value in self.theta[name].items()} for name in self.method.shared}
+        """What leaves the clients, [K, ...] each."""
+        return {name: self.method.send(name, self.theta[name]) for name in self.method.shared}
+
+    def payload(self) -> Tensor:
+        """Bytes of what each client sends, or of what it got before it trained. [K]"""
+        total = torch.zeros(len(self.slots), dtype=torch.int64)
+        for name, sent in self.upload().items():
+            total += self.method.payload(name, sent)
+        return total
 
     def fit(self, batches: Iterable[Batch], on_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
         """Train on one pass over `batches`; the mean loss of each client by adapter, [K] each."""
@@ -83,39 +137,82 @@ class Cohort:
         """One batch: each adapter that the method names takes its step, alone, and then the method goes on."""
         active, losses = batch.mask.any(1), {}
         for name, loss in self.method.losses(self.forward, batch):
-            theta = self.theta[name]
+            theta = self.learning(name)
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()))
-            self.optimizers[name].step(theta, gradients, active)
+            self.optimizers[name].step(theta, self._proximal(name, theta, gradients), active)
             self._project(name, active)
             losses[name] = loss.detach()
         return losses
 
+    def _proximal(self, name: str, theta: Theta, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """FedProx (Li et al. 2020): the gradient of mu/2 |theta - theta received|^2 on top, for shared adapters."""
+        if name not in self.received:
+            return gradients
+        pulls = (value.detach() - self.received[name][leaf] for leaf, value in theta.items())
+        return [gradient + self.method.proximal * pull for gradient, pull in zip(gradients, pulls, strict=True)]
+
     @torch.no_grad()
     def _project(self, name: str, active: Tensor) -> None:
         """The adapter's own step after the optimiser's (gates: soft threshold), for the active clients."""
-        for leaf, value in self.adapters[name].project(self.theta[name]).items():
+        for leaf, value in self.adapters[name].project(self.theta[name], self.progress).items():
             current = self.theta[name][leaf]
             current.copy_(torch.where(active.view(-1, *[1] * (current.dim() - 1)), value, current))
 
     @torch.no_grad()
-    def correct(self, data: ClientData, batch_size: int) -> Tensor:
-        """How many of each client's samples the method predicts rightly. [K]"""
-        totals = torch.zeros(len(self.clients), dtype=torch.int64, device=data.labels.device)
+    def compact(self) -> None:
+        """Take pruned ranks away, with their moments, where an adapter asks for it. Predictions stay the same."""
+        for name, adapter in self.adapters.items():
+            if isinstance(adapter, GatedLoRA) and adapter.compact:
+                old, kept = self.learning(name), survivors(self.theta[name])
+                self.optimizers[name].reshape(old, lambda leaves, kept=kept: keep(leaves, kept))  # type: ignore[misc]
+                self.theta[name].update(keep(self.theta[name], kept))
+                for value in self.learning(name).values():
+                    value.requires_grad_()
+
+    @torch.no_grad()
+    def correct(self, data: ClientData, batch_size: int, predict: Predict | None = None) -> dict[str, Tensor]:
+        """How many of each client's samples are predicted rightly, by way of predicting. [K] each
+
+        Args:
+            predict: the ways; the method's own, under the name "", where it is left out.
+        """
+        totals: dict[str, Tensor] = {}
         for batch in data.in_order(batch_size):
-            hits = self.method.predict(self.forward, batch).argmax(-1) == batch.labels
-            totals += (hits & batch.mask).sum(1)
-        return totals.cpu()
+            ways = predict(self.forward, batch) if predict else {"": self.method.predict(self.forward, batch)}
+            for name, logits in ways.items():
+                hits = ((logits.argmax(-1) == batch.labels) & batch.mask).sum(1)
+                totals[name] = totals.get(name, 0) + hits
+        none = torch.zeros(len(self.slots), dtype=torch.int64)
+        return {name: total.cpu() for name, total in totals.items()} or {"": none}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a client must keep between rounds: adapters and optimiser state, K axis first."""
         state = {}
-        for name in self.adapters:
-            state.update({f"{name}/theta/{leaf}": value.detach() for leaf, value in self.theta[name].items()})
-            state.update({f"{name}/adam/{leaf}": value for leaf, value in self.optimizers[name].state_dict().items()})
+        for name, theta in self.theta.items():
+            state.update({f"{name}/theta/{leaf}": value.detach() for leaf, value in theta.items()})
+        for name, optimizer in self.optimizers.items():
+            state.update({f"{name}/adam/{leaf}": value for leaf, value in optimizer.state_dict().items()})
         return state
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave; of another shape where ranks had been taken away."""
+        for name, theta in self.theta.items():
+            for leaf, value in theta.items():
+                theta[leaf] = state[f"{name}/theta/{leaf}"].to(value).clone()
+        self._wake()
+        for name, optimizer in self.optimizers.items():
+            for leaf, tensor in optimizer.state_dict().items():
+                tensor.copy_(state[f"{name}/adam/{leaf}"])
+
+    def rows(self, rows: Tensor) -> Cohort:
+        """A cohort of its own of some of the clients, with copies of their state. rows: indices"""
+        part = Cohort([self.slots[row] for row in rows.tolist()], self.backbone, self.prompts)
+        part.load_state_dict({name: value[rows.to(value.device)] for name, value in self.state_dict().items()})
+        return part
+
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state_dict` gave; names and shapes must be the same."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+    def put_back(self, rows: Tensor, part: Cohort) -> None:
+        """Take over the state of clients that `rows` gave away."""
+        new = part.state_dict()
+        for name, value in self.state_dict().items():
+            value[rows.to(value.device)] = new[name]

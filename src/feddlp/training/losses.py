@@ -7,6 +7,9 @@ An objective says which classification problems the logits pose:
                among the images. The caption of a sample is its class prompt, so both score matrices are a gather
                from the class logits. Two samples of one class are false negatives of each other, as in FedDLP's
                public code.
+    in_batch_positives
+               the same, but all samples of its class are right for a sample, with equal shares (UniCL, Yang et al.
+               2022): no false negatives.
 
 Cross-entropy and distillation average over the problems, so each objective is written once, here. Padded samples are
 left out of every mean; a client without samples has loss 0.
@@ -26,26 +29,40 @@ from feddlp.data.batches import Batch
 
 HIDDEN = -1e20
 
-Objective = Literal["class_ce", "in_batch"]
+Objective = Literal["class_ce", "in_batch", "in_batch_positives"]
 Direction = Literal["teacher_student", "student_teacher"]
 
 
 class Problem(NamedTuple):
-    """A classification: rows of scores, the right column of each, and which rows count."""
+    """A classification: rows of scores, the probabilities they should have, and which rows count."""
 
     scores: Tensor  # [K, rows, columns]
-    targets: Tensor  # [K, rows]
+    targets: Tensor  # [K, rows, columns]
     mask: Tensor  # [K, rows]
 
 
 def problems(logits: Tensor, batch: Batch, objective: Objective) -> list[Problem]:
     """The classification problems that an objective poses. logits [K, B, C]"""
     if objective == "class_ce":
-        return [Problem(logits, batch.labels, batch.mask)]
+        return [Problem(logits, one_hot(batch.labels, logits), batch.mask)]
     captions = batch.labels[:, None, :].expand(-1, batch.labels.shape[1], -1)  # (K, B, B)
     scores = logits.gather(2, captions)  # (K, B images, B captions)
-    own = torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1)
-    return [Problem(hide(side, batch.mask), own, batch.mask) for side in (scores, scores.mT)]
+    if objective == "in_batch":
+        targets = one_hot(torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1), scores)
+    else:
+        targets = same_class(batch).to(scores.dtype)
+    return [Problem(hide(side, batch.mask), targets, batch.mask) for side in (scores, scores.mT)]
+
+
+def one_hot(columns: Tensor, scores: Tensor) -> Tensor:
+    """All of the probability on one column. [K, rows] -> as scores"""
+    return torch.zeros_like(scores).scatter_(2, columns[..., None], 1)
+
+
+def same_class(batch: Batch) -> Tensor:
+    """Equal shares for all samples of the row's class. [K, B, B]"""
+    same = (batch.labels[:, :, None] == batch.labels[:, None, :]) & batch.mask[:, None, :]
+    return same / same.sum(-1, keepdim=True).clamp(min=1)
 
 
 def hide(scores: Tensor, mask: Tensor) -> Tensor:
@@ -65,8 +82,7 @@ def cross_entropy(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
     """Cross-entropy of each client, averaged over the objective's problems. [K, B, C] -> [K]"""
     losses = []
     for scores, targets, mask in problems(logits, batch, objective):
-        log_probabilities = scores.log_softmax(-1).gather(2, targets[..., None])[..., 0]
-        losses.append(masked_mean(-log_probabilities, mask))
+        losses.append(masked_mean(-(targets * scores.log_softmax(-1)).sum(-1), mask))
     return torch.stack(losses).mean(0)
 
 
@@ -95,3 +111,8 @@ def distillation(
         log_p, log_q = ((side.scores / temperature).log_softmax(-1) for side in (p, q))
         losses.append(masked_mean((log_p.exp() * (log_p - log_q)).sum(-1), learned.mask))
     return temperature**2 * torch.stack(losses).mean(0)
+
+
+def ensemble(*members: Tensor) -> Tensor:
+    """Logits of the mean of the members' class probabilities. [K, B, C] each"""
+    return torch.stack([logits.softmax(-1) for logits in members]).mean(0).log()

@@ -1,0 +1,120 @@
+"""What a round leaves in the record: plain rows of numbers, one lane at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feddlp.costs import sent_parameters, trainable_parameters
+from feddlp.evaluation import accuracy
+from feddlp.federation.rounds import Federation, RoundResult
+
+Row = dict[str, Any]
+
+
+def round_row(name: str, lane: int, federation: Federation, result: RoundResult) -> Row:
+    """One line of rounds.jsonl. Accuracies in %; bytes are the round's total, divided by the number of clients."""
+    data, (seed, method) = federation.data, federation.lanes[lane]
+    sites = federation.cohort.backbone.sites
+    clients = len(data.ids)
+    test = accuracy(result.test_correct, data.test.sizes())
+    validation = accuracy(result.validation_correct, data.validation.sizes())
+    return {
+        "method": name,
+        "seed": seed,
+        "round": result.round,
+        "test": test.as_dict() if test else None,
+        "validation": validation.as_dict() if validation else None,
+        "diagnostics": {key: round(value, 6) for key, value in result.diagnostics.items()},
+        "train_loss": mean_losses(result, data.train.sizes()),
+        "parameters": trainable_parameters(method, sites),
+        "parameters_sent": sent_parameters(method, sites),
+        "clients": clients,
+        "participants": int(result.participated.sum()),
+        "reported": int(result.reported.sum()),
+        "bytes_down": whole(result.bytes_down.sum().item() / clients),
+        "bytes_up": whole(result.bytes_up.sum().item() / clients),
+        "active_ranks": None if not result.active else sum_active(result.active).double().mean().item(),
+        "gates": gates_at_start(federation),
+        "seconds": round(result.seconds, 3),
+        "peak_mib": round(result.peak_mib, 1),
+    }
+
+
+def whole(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def mean_losses(result: RoundResult, samples: Tensor) -> dict[str, float]:
+    """Mean over the participants, weighted by training samples, by adapter."""
+    weights = (samples * result.participated).double()
+    means = {}
+    for name, loss in result.losses.items():
+        means[name] = (loss.double().nan_to_num() @ weights / weights.sum()).item()
+    return means
+
+
+def sum_active(active: Mapping[str, Tensor]) -> Tensor:
+    """Gates that are not zero, of each client over all sites. [K]"""
+    return torch.stack(list(active.values())).sum(0)
+
+
+def gates_at_start(federation: Federation) -> int:
+    """How many gates a client begins with, whatever was taken away since."""
+    sites = federation.cohort.backbone.sites
+    shapes = [
+        adapter.shapes(name, site) for adapter in federation.cohort.adapters.values() for name, site in sites.items()
+    ]
+    return sum(at["gate"][0] for at in shapes if "gate" in at)
+
+
+def client_rows(name: str, lane: int, federation: Federation, result: RoundResult) -> list[Row]:
+    """The rows of clients.csv for one round."""
+    data = federation.data
+    sizes = {part: getattr(data, part).sizes().tolist() for part in ("train", "validation", "test")}
+    active = sum_active(result.active).tolist() if result.active else None
+    rows = []
+    for k, client in enumerate(data.ids):
+        tests, correct = sizes["test"][k], int(result.test_correct[k])
+        joined = bool(result.participated[k])
+        losses = {key: loss[k].item() for key, loss in result.losses.items()} if joined else {}
+        rows.append(
+            {
+                "method": name,
+                "seed": federation.lanes[lane].seed,
+                "round": result.round,
+                "client": client,
+                **{f"{part}_samples": counts[k] for part, counts in sizes.items()},
+                "validation_correct": int(result.validation_correct[k]),
+                "test_correct": correct,
+                "test_accuracy": round(100 * correct / tests, 6) if tests else "",
+                "train_loss": ";".join(f"{key}={loss:.6g}" for key, loss in losses.items()),
+                "active_ranks": active[k] if active else "",
+                "participated": int(joined),
+                "reported": int(result.reported[k]),
+                "bytes_down": int(result.bytes_down[k]),
+                "bytes_up": int(result.bytes_up[k]),
+            }
+        )
+    return rows
+
+
+def rank_row(name: str, lane: int, federation: Federation, result: RoundResult) -> Row | None:
+    """One line of ranks.jsonl: active ranks of every client at every site; None for a method without gates."""
+    if not result.active:
+        return None
+    return {
+        "method": name,
+        "seed": federation.lanes[lane].seed,
+        "round": result.round,
+        "active": {site_only(key): counts.tolist() for key, counts in result.active.items()},
+        "ranks": {site_only(key): count for key, count in result.ranks.items()},
+    }
+
+
+def site_only(key: str) -> str:
+    """The site in "adapter/site"; no method has gates in two adapters."""
+    return key.partition("/")[2]

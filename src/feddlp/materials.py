@@ -1,0 +1,151 @@
+"""Everything that the runs of a setting share: the frozen model, the images, and who holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from feddlp.config import Config
+from feddlp.data import datasets
+from feddlp.data.batches import ClientData
+from feddlp.data.dealing import deal
+from feddlp.data.features import encode_prompts, image_features
+from feddlp.data.prompts import Prompts, class_prompts
+from feddlp.data.splits import ClientSplit, class_counts
+from feddlp.errors import UserError
+from feddlp.federation.rounds import FederatedData
+from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
+
+FEW_SAMPLES = 30
+
+
+class Reporter(Protocol):
+    """Who is told how the preparation goes on."""
+
+    def preparing(self, what: str, done: int, total: int) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What all methods and seeds of a setting share."""
+
+    backbone: Backbone
+    prompts: Prompts
+    data: FederatedData
+    newcomers: FederatedData | None
+    partition: Mapping[str, Any]  # class counts of every client, for the record
+    fingerprints: Mapping[str, str]  # of the data and of the frozen weights
+
+
+def pick_device(name: str) -> str:
+    """The device that `model.device` asks for.
+
+    Raises:
+        UserError: a device that this machine does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros((), device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"model.device={name} is not to be had here; use auto or cpu") from error
+    return name
+
+
+def prepare(config: Config, reporter: Reporter) -> Materials:
+    """Load and freeze the model, load the images once, deal them to the clients."""
+    source = datasets.find(config.data.dataset)
+    splits = deal_out(config, source.labels)
+    describe_data(config, len(source.class_names), splits, reporter)
+    template = config.data.template or datasets.PAPER_TEMPLATES.get(config.data.known_as, source.template)
+    prompts = class_prompts(source.class_names, template)
+    backbone = load_backbone(
+        config.model.checkpoint,
+        config.model.adapt,
+        pick_device(config.model.device),
+        getattr(torch, config.model.dtype),
+    )
+    encoded = encode_prompts(backbone, prompts)
+    dataset = datasets.load(source, backbone.resize, lambda done, total: reporter.preparing("images", done, total))
+    inputs = dataset.images.to(backbone.device)
+    if config.model.adapt == "text":
+        inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
+    members = len(splits) - config.data.newcomers
+    labels = dataset.labels.to(backbone.device)
+    counts = {
+        "class_names": list(source.class_names),
+        "clients": class_counts(splits, np.asarray(source.labels), len(source.class_names)),
+        "newcomers": list(range(members, len(splits))),
+    }
+    return Materials(
+        backbone=backbone,
+        prompts=encoded,
+        data=client_data(inputs, labels, splits, range(members)),
+        newcomers=client_data(inputs, labels, splits, range(members, len(splits))) if config.data.newcomers else None,
+        partition=counts,
+        fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
+    )
+
+
+def client_data(inputs: torch.Tensor, labels: torch.Tensor, splits: list[ClientSplit], ids: range) -> FederatedData:
+    """The three parts of some clients' samples."""
+    parts = (
+        ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids))
+        for part in ("train", "validation", "test")
+    )
+    return FederatedData(tuple(ids), *parts)
+
+
+def deal_out(config: Config, labels: Any) -> list[ClientSplit]:
+    """Partition and split as the configuration says."""
+    data = config.data
+    if data.newcomers >= data.clients:
+        raise UserError(
+            f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
+            f"use at most {data.clients - 1}"
+        )
+    return deal(
+        np.asarray(labels),
+        name=data.partition,
+        clients=data.clients,
+        dirichlet_beta=data.dirichlet_beta,
+        classes_per_client=data.classes_per_client,
+        shots=data.shots,
+        min_samples=data.min_samples,
+        test_set=data.test_set,
+        test_share=data.test_share,
+        validation_share=data.validation_share,
+        stratified=data.stratified,
+        seed=data.partition_seed,
+    )
+
+
+def describe_data(config: Config, classes: int, splits: list[ClientSplit], reporter: Reporter) -> None:
+    """Say how many samples every number will rest on, and what would make the numbers meaningless."""
+    train, validation = (sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation"))
+    smallest = min(len(client.test) for client in splits)
+    common = config.data.test_set == "common"
+    test = smallest if common else sum(len(client.test) for client in splits)
+    each = "the same for all" if common else f"smallest client: {smallest}"
+    reporter.note(
+        f"{config.data.dataset}: {train + validation + test:,} images, {classes} classes, {len(splits)} clients; "
+        f"train {train:,}, validation {validation:,}, test {test:,} ({each})"
+    )
+    if validation < FEW_SAMPLES:
+        reporter.warn(
+            f"only {validation} validation samples, so the validation-chosen round means little; "
+            "raise data.validation_share or use fewer clients"
+        )
+    if config.data.dataset != "digits" and config.model.checkpoint in EMBEDDED:
+        reporter.warn(
+            f"{config.model.checkpoint} knows rendered characters only; for photographs set model.checkpoint "
+            "to a CLIP folder or a hub name such as openai/clip-vit-base-patch32"
+        )

@@ -1,0 +1,64 @@
+"""What the commands print when they are done: lists and tables, made from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from feddlp.errors import UserError
+from feddlp.experiment import missing_rounds
+from feddlp.records import RunFolder, write_atomically
+from feddlp.report.page import write_report
+from feddlp.report.paper_forms import PaperTable, Which, text
+from feddlp.report.sweeps import sweep_csv, sweep_tables
+from feddlp.report.tables import comparison, newcomers_table, summarise
+
+
+def printer(console: Console) -> Console:
+    """The terminal as it is; pipes and files get 100 columns."""
+    return console if console.is_terminal else Console(width=100)
+
+
+def print_list(lines: dict[str, str]) -> None:
+    width = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"{name:<{width}}  {line}")
+
+
+def print_run(folder: RunFolder, console: Console) -> None:
+    """The tables of a run folder, and whether it is finished."""
+    rows = folder.read_rounds()
+    if not rows:
+        raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
+    out = printer(console)
+    out.print(*comparison(summarise(rows), str(folder.path)))
+    if newcomers := folder.read_newcomers():
+        out.print(newcomers_table(newcomers))
+    if missing := missing_rounds(folder):
+        out.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
+        out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_finished(folder: RunFolder, console: Console) -> None:
+    """The tables of a run that came to its end, and its page."""
+    print_run(folder, console)
+    page = folder.path / "report.html"
+    write_report([folder], page)
+    printer(console).print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_sweep(path: Path, console: Console) -> None:
+    """The tables of a sweep; the same as CSV in its folder."""
+    out = printer(console)
+    out.print(*sweep_tables(path))
+    write_atomically(path / "results.csv", sweep_csv(path).encode())
+    out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, console: Console) -> None:
+    """Tables in the paper's layout, and where they are as CSV."""
+    out = printer(console)
+    for table in tables:
+        out.print(*text(table, which))
+    out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,119 @@
+"""What a section of the page is made of: tables, figures, and a line where something is missing.
+
+Nothing here is markup but the drawings; the template escapes every other text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from feddlp.report.measures import ABSENT, Curve, Measure, shown
+from feddlp.report.plots import Scale, Style, level_colour
+
+Cells = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column names the row; the others are numbers unless words is set."""
+
+    id: str
+    caption: str
+    head: tuple[str, ...]
+    rows: Cells
+    notes: tuple[str, ...] = ()
+    words: bool = False
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its legend (swatch, label) and its data."""
+
+    id: str
+    caption: str
+    svg: Markup
+    data: Table
+    legend: tuple[tuple[Markup, str], ...] = ()
+    wide: bool = False
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """One line that says what is not there, and why."""
+
+    text: str
+    kind: str = "missing"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A long text behind its title."""
+
+    title: str
+    text: str
+    kind: str = "listing"
+
+
+Block = Table | Figure | Missing | Listing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence or two for someone who has not read the paper, and what there is to see."""
+
+    id: str
+    title: str
+    lead: str
+    blocks: tuple[Block, ...]
+
+
+def line_legend(curves: Sequence[Curve], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
+    return tuple((Markup(styles[c.method].swatch(c.dash, not c.level)), c.label) for c in curves)
+
+
+def dot_legend(methods: Sequence[str], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
+    bar = '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
+    bar += '<path d="M17 0V14" style="stroke:var(--ink);stroke-width:2.2"/></svg>'
+    return (*((Markup(styles[m].swatch(line=None)), m) for m in methods), (Markup(bar), "mean over clients"))
+
+
+def scale_legend(scale: Scale, unit: str) -> tuple[tuple[Markup, str], ...]:
+    fills = ["cell", *(f"h{level_colour(level, len(scale.starts))}" for level in range(1, len(scale.starts) + 1))]
+    swatch = '<span class="shade" style="background:var(--{})"></span>'
+    texts = scale.labels()
+    return tuple((Markup(swatch).format(fill), f"{text} {unit}") for fill, text in zip(fills, texts, strict=True))
+
+
+def curve_rows(curves: Sequence[Curve], whole: bool = True) -> Cells:
+    """A row for each x of any curve; levels stand in every row."""
+    places = sorted({x for curve in curves if not curve.level for x in curve.x}) or [curves[0].x[0]]
+    return [[f"{x:g}" if whole else f"{x:.2f}", *(cell(curve, x) for curve in curves)] for x in places]
+
+
+def cell(curve: Curve, x: float) -> str:
+    found = curve.y[0] if curve.level else dict(zip(curve.x, curve.y, strict=True)).get(x)
+    return short(found)
+
+
+def short(value: Measure | None) -> str:
+    """Small numbers, such as losses, need digits that accuracies do not."""
+    return shown(value, 2 if value is None or abs(value.mean) >= 10 else 4)
+
+
+def long_rows(curves: Sequence[Curve]) -> Cells:
+    """A row a point, for curves whose x have nothing in common."""
+    return [
+        [curve.label, "all" if curve.level else f"{number:g}", f"{x:.3f}", shown(y)]
+        for curve in curves
+        for number, (x, y) in enumerate(zip(curve.x, curve.y, strict=True), 1)
+    ]
+
+
+def joined(values: Sequence[object]) -> str:
+    """ "2, 3" of distinct values in order"""
+    return ", ".join(map(str, dict.fromkeys(values))) or ABSENT

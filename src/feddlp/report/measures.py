@@ -1,0 +1,257 @@
+"""Numbers of a setting: mean and spread over seeds, curves over rounds, and the finding in words.
+
+Over seeds the spread is the sample standard deviation (ddof 1); within a seed, over clients, it is the population's
+(ddof 0), as recorded. What a record does not hold is None, and is left out of every mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from feddlp.costs import MIB
+from feddlp.report.series import Row, Setting, Track, number
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A mean over seeds; std is None where there is one seed."""
+
+    mean: float
+    std: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line: at each x a mean over the seeds that have it, or None."""
+
+    label: str
+    method: str
+    x: tuple[float, ...]
+    y: tuple[Measure | None, ...]
+    dash: int = 0  # which of a method's lines
+    level: bool = False  # one value for the whole plot, drawn as a horizontal line
+
+    @property
+    def points(self) -> list[tuple[float, Measure]]:
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One track's accuracies, in %. They come from three different rounds and are never mixed up."""
+
+    final: float | None
+    chosen: float | None  # test accuracy in the round with the best validation accuracy
+    chosen_round: int | None
+    best: float | None  # optimistic: picked on test data
+    best_round: int | None
+
+
+def measure(values: Iterable[float | None]) -> Measure | None:
+    """Mean and sample standard deviation; None without a value."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    squares = math.fsum((value - mean) ** 2 for value in known)
+    return Measure(mean, math.sqrt(squares / (len(known) - 1)) if len(known) > 1 else None, len(known))
+
+
+def shown(value: Measure | None, digits: int = 2) -> str:
+    """ "96.32 ± 0.13" """
+    if value is None:
+        return ABSENT
+    spread = "" if value.std is None else f" ± {value.std:,.{digits}f}"
+    return f"{value.mean:,.{digits}f}{spread}"
+
+
+def accuracy(row: Row, part: str, key: str = "pooled") -> float | None:
+    """An accuracy of a round in %; None where no client had such samples, or it was not recorded."""
+    value = (row.get(part) or {}).get(key)
+    return None if value is None else float(value)
+
+
+def outcome(track: Track) -> Outcome:
+    """The earliest round wins a tie."""
+    chosen, best = best_row(track.rows, "validation"), best_row(track.rows, "test")
+    return Outcome(
+        final=accuracy(track.last, "test"),
+        chosen=accuracy(chosen, "test") if chosen else None,
+        chosen_round=chosen["round"] if chosen else None,
+        best=accuracy(best, "test") if best else None,
+        best_round=best["round"] if best else None,
+    )
+
+
+def best_row(rows: Sequence[Row], part: str) -> Row | None:
+    scored = [(value, row) for row in rows if (value := accuracy(row, part)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def final_accuracy(tracks: Sequence[Track]) -> Measure | None:
+    return measure(outcome(track).final for track in tracks)
+
+
+def chosen_accuracy(tracks: Sequence[Track]) -> Measure | None:
+    return measure(outcome(track).chosen for track in tracks)
+
+
+def sent_parameters(row: Row) -> int | None:
+    """Also from rows that named the adapters that travel instead of counting them."""
+    if "parameters_sent" in row:
+        return int(row["parameters_sent"])
+    return sum(row["parameters"][name] for name in row["shared"]) if "shared" in row else None
+
+
+def sent_mib(rows: Sequence[Row]) -> float | None:
+    """MiB that one client receives and sends in these rounds."""
+    if any(row.get("bytes_up") is None or row.get("bytes_down") is None for row in rows):
+        return None
+    return math.fsum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB
+
+
+def mean_of(rows: Sequence[Row], key: str) -> float | None:
+    found = measure(row.get(key) for row in rows)
+    return found.mean if found else None
+
+
+def largest(rows: Sequence[Row], key: str) -> float | None:
+    return max((float(row[key]) for row in rows if row.get(key) is not None), default=None)
+
+
+def untrained(tracks: Sequence[Track]) -> bool:
+    """A method of one round that trains nothing, such as zero-shot: a level and not a curve."""
+    return all(len(track.rows) == 1 and not track.last.get("parameters") for track in tracks)
+
+
+def curve(tracks: Sequence[Track], label: str, value: Callable[[Row], float | None], dash: int = 0) -> Curve:
+    """A value of each round against the round."""
+    rounds = sorted({row["round"] for track in tracks for row in track.rows})
+    at = [{row["round"]: value(row) for row in track.rows} for track in tracks]
+    means = tuple(measure(values.get(number) for values in at) for number in rounds)
+    return Curve(label, tracks[0].method, tuple(map(float, rounds)), means, dash)
+
+
+def accuracy_curves(setting: Setting) -> list[Curve]:
+    """Pooled test accuracy by round, a curve a method."""
+    return [
+        replace(
+            curve(tracks, method, lambda row: accuracy(row, "test")), level=untrained(tracks) and setting.rounds > 1
+        )
+        for method, tracks in setting.tracks.items()
+    ]
+
+
+def traffic_curves(setting: Setting) -> list[Curve]:
+    """Pooled test accuracy against MiB sent so far; methods that send nothing have one point, at zero."""
+    curves = []
+    for found, tracks in zip(accuracy_curves(setting), setting.tracks.values(), strict=True):
+        if all(sent_mib(track.rows) is None for track in tracks):
+            continue
+        spent = [traffic(tracks, number) for number in found.x]
+        silent = not any(spent)
+        x, y = ((0.0,), (final_accuracy(tracks),)) if silent else (tuple(spent), found.y)
+        curves.append(replace(found, x=x, y=y, level=silent))
+    return curves
+
+
+def traffic(tracks: Sequence[Track], last: float) -> float:
+    """MiB a client has received and sent up to a round, mean over the seeds that have come so far."""
+    reached = [[row for row in track.rows if row["round"] <= last] for track in tracks if track.last["round"] >= last]
+    mean = measure(sent_mib(rows) for rows in reached)
+    return mean.mean if mean else 0.0
+
+
+def keys_of(tracks: Sequence[Track], part: str) -> list[str]:
+    """The names that a part of the rows holds, such as the adapters with a training loss."""
+    return list(dict.fromkeys(key for track in tracks for row in track.rows for key in row.get(part) or {}))
+
+
+def loss_curves(setting: Setting) -> list[Curve]:
+    """Training loss by round, a curve a method and adapter."""
+    return [
+        curve(tracks, f"{method}: {key}", lambda row, key=key: (row.get("train_loss") or {}).get(key), dash)  # type: ignore[misc]
+        for method, tracks in setting.tracks.items()
+        for dash, key in enumerate(keys_of(tracks, "train_loss"))
+    ]
+
+
+def rank_curves(setting: Setting) -> list[Curve]:
+    """Share of gates that are open, in %, of the methods that have any."""
+    return [
+        curve(tracks, method, open_gates)
+        for method, tracks in setting.tracks.items()
+        if any(track.last.get("gates") for track in tracks)
+    ]
+
+
+def open_gates(row: Row) -> float | None:
+    active, gates = row.get("active_ranks"), row.get("gates")
+    return None if active is None or not gates else 100 * float(active) / gates
+
+
+def client_accuracies(tracks: Sequence[Track]) -> dict[int, Measure]:
+    """Test accuracy of every client that has test samples, after each seed's last round, mean over seeds."""
+    found: dict[int, list[float]] = {}
+    for track in tracks:
+        for row in track.run.clients.get(track.key, ()):
+            if (accuracy := number(row.get("test_accuracy"))) is not None:
+                found.setdefault(int(row["client"]), []).append(accuracy)
+    return {client: value for client in sorted(found) if (value := measure(found[client]))}
+
+
+def finding(setting: Setting) -> list[str]:
+    """What came out, in sentences that follow from the records alone and favour nobody."""
+    finals = {method: found for method, tracks in setting.tracks.items() if (found := final_accuracy(tracks))}
+    if not finals:
+        return ["No client had test samples, so there is no accuracy to compare."]
+    order = sorted(finals, key=lambda method: -finals[method].mean)
+    first, top = order[0], finals[order[0]]
+    if len(order) == 1:
+        return [f"{first} ends at {phrase(top)}. No other method was run in this setting."]
+    equal = [method for method in order if math.isclose(finals[method].mean, top.mean, abs_tol=1e-9)]
+    if len(equal) > 1:
+        lead = [f"{' and '.join(equal)} share the highest final accuracy: {phrase(top)}; none of them is ahead."]
+    else:
+        lead = [f"{first} has the highest final accuracy: {phrase(top)}.", comparison(finals, order)]
+    return [*lead, *by_validation(setting, first)]
+
+
+def phrase(value: Measure) -> str:
+    seeds = "one seed" if value.count == 1 else f"mean ± standard deviation over {value.count} seeds"
+    return f"{shown(value)} % ({seeds})"
+
+
+def comparison(finals: Mapping[str, Measure], order: Sequence[str]) -> str:
+    """By how much the first is ahead, and of whom by no more than the seeds scatter."""
+    a, b = finals[order[0]], finals[order[1]]
+    text = f"{order[1]} follows with {shown(b)} %, {a.mean - b.mean:.2f} percentage points behind"
+    if a.std is None or b.std is None:
+        return f"{text}; with one seed for a method, nothing here says how much of that is chance."
+    larger = f"over the seeds (the larger of the two methods' is {max(a.std, b.std):.2f})"
+    if not near(a, b):
+        return f"{text}, more than one standard deviation {larger}, though that alone is no test of significance."
+    others = [method for method in order[2:] if near(a, finals[method])]
+    also = f" The same holds for {', '.join(others)}." if others else ""
+    return f"{text}, which is within one standard deviation {larger}, so the records do not separate the two.{also}"
+
+
+def near(a: Measure, b: Measure) -> bool:
+    """Whether two means differ by no more than the larger standard deviation over seeds."""
+    return a.std is not None and b.std is not None and abs(a.mean - b.mean) <= max(a.std, b.std)
+
+
+def by_validation(setting: Setting, first: str) -> list[str]:
+    """One more sentence where the choice of round changes who is ahead."""
+    chosen = {method: found for method, tracks in setting.tracks.items() if (found := chosen_accuracy(tracks))}
+    if len(chosen) < 2:
+        return []
+    ahead = max(chosen, key=lambda method: chosen[method].mean)
+    if first not in chosen or chosen[ahead].mean <= chosen[first].mean:
+        return []
+    return [f"In the round chosen on validation data {ahead} is ahead instead, with {shown(chosen[ahead])} %."]

@@ -1,0 +1,146 @@
+"""A finished sweep as tables: mean and standard deviation over seeds, one table a setting."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from feddlp.errors import UserError
+from feddlp.records import RunFolder
+from feddlp.report.tables import Summary, summarise_method, text_table
+
+ACCURACY = (
+    "method",
+    "final\nround",
+    "validation-\nchosen",
+    "best test\nround *",
+    "std over\nclients",
+    "lowest\nclient",
+)
+COSTS = ("method", "chosen on validation data", "trained\nparams", "MiB per\nclient", "active\nranks")
+ACCURACY_NOTE = (
+    "Pooled test accuracy in %, mean ± sample standard deviation over seeds.\n"
+    "Std over clients and lowest client: of the final round, mean over seeds.\n"
+    "* optimistic: picked on test data."
+)
+NAMES = {"lr": "lr", "kd_weight": "kd", "gate_threshold": "xi"}
+
+
+class Line(NamedTuple):
+    """One method in one setting."""
+
+    setting: str
+    method: str
+    chosen: Mapping[str, float]
+    runs: Sequence[Summary]  # one a seed
+
+
+def is_sweep(path: Path) -> bool:
+    return (path / "sweep.json").is_file()
+
+
+def read_result(path: Path) -> list[dict[str, Any]]:
+    """What a sweep wrote down at its end: for each setting and method what was chosen and its runs.
+
+    Raises:
+        UserError: not the folder of a finished sweep.
+    """
+    try:
+        return list(json.loads((path / "sweep.json").read_text(encoding="utf-8"))["choices"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the folder of a finished sweep ({error}); run it first: feddlp sweep"
+        ) from error
+
+
+def run_folders(path: Path) -> list[RunFolder]:
+    """The runs that make up a sweep's result, without the trials that were not chosen."""
+    return [RunFolder.open(path / run) for choice in read_result(path) for run in choice["runs"]]
+
+
+def read_sweep(path: Path) -> list[Line]:
+    """The lines of all settings, in the order of the sweep."""
+    lines = []
+    for choice in read_result(path):
+        title = ", ".join(f"{key}={value}" for key, value in choice["setting"].items())
+        played = [RunFolder.open(path / run).read_rounds() for run in choice["runs"]]
+        runs = [summarise_method(rows) for rows in played if rows]
+        if runs:
+            lines.append(Line(title, choice["method"], choice["chosen"], runs))
+    return lines
+
+
+def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation (ddof 1); no deviation of a single value, nothing of none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def show_mean(values: Sequence[float | None], digits: int = 2) -> str:
+    if (found := mean_std(values)) is None:
+        return "-"
+    mean, deviation = found
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def accuracy_cells(line: Line) -> tuple[str, ...]:
+    runs = line.runs
+    return (
+        line.method,
+        show_mean([run.final for run in runs]),
+        show_mean([run.chosen for run in runs]),
+        show_mean([run.best for run in runs]),
+        f"{statistics.fmean(run.client_std for run in runs):.2f}",
+        f"{statistics.fmean(run.client_lowest for run in runs):.2f}",
+    )
+
+
+def cost_cells(line: Line) -> tuple[str, ...]:
+    active = [run.active_ranks for run in line.runs]
+    return (
+        line.method,
+        " ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in line.chosen.items()) or "-",
+        f"{line.runs[0].parameters:,}",
+        f"{statistics.fmean(run.mib for run in line.runs):.2f}",
+        "-" if active[0] is None else f"{show_mean(active, 1)} of {line.runs[0].gates}",
+    )
+
+
+def by_setting(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
+    for title in dict.fromkeys(line.setting for line in lines):
+        yield title, [line for line in lines if line.setting == title]
+
+
+def sweep_tables(path: Path) -> list[Table]:
+    """What `feddlp sweep` prints: two tables a setting, each within 80 columns."""
+    tables = []
+    for title, lines in by_setting(read_sweep(path)):
+        seeds = max(len(line.runs) for line in lines)
+        heading = "  ".join(filter(None, [str(path), title, f"{seeds} {'seed' if seeds == 1 else 'seeds'}"]))
+        tables.append(text_table(heading, ACCURACY, [accuracy_cells(line) for line in lines], ACCURACY_NOTE))
+        tables.append(text_table("", COSTS, [cost_cells(line) for line in lines], ""))
+    return tables
+
+
+def sweep_csv(path: Path) -> str:
+    """One row a setting, method and seed."""
+    table = io.StringIO()
+    fields = ("final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest")
+    costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "seconds", "rounds")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("setting", "method", "seed", "tuned", *fields, *costs))
+    for line in read_sweep(path):
+        tuned = " ".join(f"{key}={value:g}" for key, value in line.chosen.items())
+        for run in line.runs:
+            values = (getattr(run, name) for name in (*fields, *costs))
+            writer.writerow((line.setting, line.method, run.seed, tuned, *("" if v is None else v for v in values)))
+    return table.getvalue()

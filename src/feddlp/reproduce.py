@@ -1,0 +1,135 @@
+"""The paper's tables on any data and model: what has to be run is run (or found finished), then set beside the paper.
+
+Runs lie in runs_dir/reproduce/<data>-<model>/ and are shared by all tables, so that table3 after table1 costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+from feddlp.config import Table, absolute_checkpoint, apply_override
+from feddlp.data.datasets import PAPER_TEMPLATES
+from feddlp.errors import UserError, nearest
+from feddlp.experiment import Reporter
+from feddlp.model.backbone import EMBEDDED, load_clip_config
+from feddlp.records import RunFolder, write_atomically
+from feddlp.report.paper import TABLES, build, needs
+from feddlp.report.paper_forms import PaperTable, Which, csv_text
+from feddlp.report.paper_numbers import Key
+from feddlp.sweep import Sweep, check_sweep, put, run_sweep, slug
+
+EMBEDDED_ROUNDS = 12
+READINGS = get_args(Which)
+Runs = dict[Key, list[list[Mapping[str, Any]]]]
+
+
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    tables: tuple[str, ...]
+    data: tuple[str, ...] = ("digits",)
+    model: str = "tiny-clip"
+    seeds: tuple[int, ...] = (0, 1, 42)
+    target: float | None = None
+    overrides: tuple[str, ...] = ()
+
+
+class Result(NamedTuple):
+    """The tables, where they were written, and which runs failed."""
+
+    tables: list[PaperTable]
+    folders: list[Path]
+    csv: Path
+    failed: dict[str, str]
+
+
+def check_tables(names: Sequence[str]) -> tuple[str, ...]:
+    """The tables that are asked for; "all" stands for every one."""
+    for name in names:
+        if name not in (*TABLES, "all"):
+            raise UserError(f"reproduce: {name!r} is not a table; {nearest(name, (*TABLES, 'all'))}")
+    if not names:
+        raise UserError(f"reproduce: name a table: {', '.join(TABLES)}, or all")
+    return tuple(TABLES) if "all" in names else tuple(dict.fromkeys(names))
+
+
+def check_which(name: str) -> Which | None:
+    """The reading of an accuracy that a table shows; None for all of them."""
+    if name not in (*READINGS, "all"):
+        raise UserError(f"--which {name} is not known; {nearest(name, (*READINGS, 'all'))}")
+    return None if name == "all" else cast("Which", name)
+
+
+def split_data(text: str) -> tuple[str, str]:
+    """ "digits" -> ("digits", "digits"); "pets=folder:photos" -> ("pets", "folder:photos")"""
+    label, equals, source = text.partition("=")
+    if equals and label not in PAPER_TEMPLATES:
+        raise UserError(
+            f"--data {text}: {label!r} is not one of the paper's data sets; {nearest(label, PAPER_TEMPLATES)}"
+        )
+    return (label, source) if equals else (text, text)
+
+
+def plan(request: Request, table: str, data: str) -> Sweep:
+    """The sweep behind one table on one data set."""
+    label, source = split_data(data)
+    config: Table = {}
+    if request.model in EMBEDDED:
+        put(config, "training.rounds", EMBEDDED_ROUNDS)
+    put(config, "data.dataset", source)
+    put(config, "data.known_as", label if label in PAPER_TEMPLATES else "")
+    put(config, "model.checkpoint", absolute_checkpoint(request.model))
+    for override in request.overrides:
+        apply_override(config, override)
+    runs_dir = str(config.pop("runs_dir", "runs"))
+    wanted = needs(table)
+    return check_sweep(
+        {
+            "name": slug({"data": label, "model": request.model}),
+            "runs_dir": str(Path(runs_dir) / "reproduce"),
+            "methods": list(dict.fromkeys(need.method for need in wanted)),
+            "seeds": list(request.seeds),
+            "config": config,
+            "vary": {
+                "model.adapt": list(dict.fromkeys(need.tower for need in wanted)),
+                "data.dirichlet_beta": list(dict.fromkeys(need.beta for need in wanted)),
+            },
+        }
+    )
+
+
+def is_papers_model(checkpoint: str) -> bool:
+    """Whether it is a CLIP ViT-B/32, with which the paper's numbers were made."""
+    vision = load_clip_config(checkpoint).vision_config
+    return (vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (32, 768, 12)
+
+
+def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]], into: Runs) -> None:
+    """The rounds of a sweep's runs, under the key that the tables ask for."""
+    for choice in choices:
+        setting = choice["setting"]
+        key = Key(choice["method"], setting["model.adapt"], label, setting["data.dirichlet_beta"])
+        played = (RunFolder.open(sweep.folder / run).read_rounds() for run in choice["runs"])
+        into[key] = [list(rows) for rows in played if rows]
+
+
+def reproduce(request: Request, reporter: Reporter) -> Result:
+    """Run what the tables need and is not finished, and make them; also as CSV beside the runs."""
+    papers_model = is_papers_model(request.model)
+    tables: list[PaperTable] = []
+    folders: list[Path] = []
+    failed: dict[str, str] = {}
+    for table in check_tables(request.tables):
+        found: Runs = {}
+        for data in request.data:
+            sweep = plan(request, table, data)
+            result = run_sweep(sweep, reporter, keep=True)
+            collect(sweep, split_data(data)[0], result["choices"], found)
+            folders.append(sweep.folder)
+            failed |= result["failed"]
+        tables.append(build(table, found, papers_model=papers_model, target=request.target))
+    target = folders[0].parent / f"{'-'.join(check_tables(request.tables))}.csv"
+    write_atomically(target, csv_text(tables).encode())
+    return Result(tables, list(dict.fromkeys(folders)), target, failed)
