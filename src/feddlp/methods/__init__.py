@@ -1,13 +1,19 @@
-"""The methods, one file each, found by being in this folder."""
+"""The methods, one file each, found by being in this folder, or in one that FEDDLP_METHODS names."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from functools import cache
 from inspect import isabstract
+from pathlib import Path
 
 from feddlp.methods.base import Method
+
+__path__ += [
+    str(Path(folder).absolute()) for folder in os.environ.get("FEDDLP_METHODS", "").split(os.pathsep) if folder
+]
 
 
 @cache

@@ -1,0 +1,29 @@
+"""A method of one's own is one file, and what the examples show works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from feddlp.records import RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_method_in_a_folder_of_ones_own_is_a_method_like_any_other(tmp_path):
+    words = ["run", "methods=fedper,flora", "name=own", "model.adapt=text", "data.partition=iid", "data.clients=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "feddlp", *words, "training.rounds=1", "method.fedper.shared_layers=1"],
+        cwd=tmp_path,
+        env={**os.environ, "FEDDLP_METHODS": str(ROOT / "examples" / "methods")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    fedper, flora = RunFolder.open(tmp_path / "runs" / "own").read_rounds()
+    assert fedper["parameters"] == flora["parameters"]
+    assert 0 < fedper["bytes_up"] < flora["bytes_up"] / 2  # one layer of three travels, and no projection
+    assert 4 * fedper["parameters_sent"] == fedper["bytes_up"]
+    assert "shared_layers = 1" in (tmp_path / "runs/own/config.toml").read_text()
