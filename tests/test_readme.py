@@ -15,6 +15,7 @@ from PIL import Image
 
 from feddlp.config import load_config
 from feddlp.methods.feddlp import FedDLP
+from feddlp.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,15 +42,24 @@ def home(tmp_path_factory):
     return folder
 
 
+SHORT = {  # what takes minutes or hours as it stands
+    ("run",): ["training.rounds=1", "methods=zero_shot,flora"],
+    ("reproduce", "table7", "--seeds", "0"): ["training.rounds=1", "data.clients=2", "data.partition=iid"],
+}
+
+
 def test_every_feddlp_command_works_as_written(home):
-    """The bare demo, minutes long, runs one round here; the rest is typed as it stands."""
+    """What takes long is shortened, sweeps are only read; the rest is typed as it stands."""
     commands = [words[1:] for words in COMMANDS if words[0] == "feddlp"]
-    assert [words[0] for words in commands] == ["run", "run", "show", "resume", "run", "methods", "datasets"]
+    names = [words[0] for words in commands]
+    assert names == ["run", "run", "show", "resume", "report", "run", "methods", "datasets", "sweep", "reproduce"]
     for words in commands:
-        short = ["training.rounds=1", "methods=zero_shot,flora"] if words == ["run"] else []
-        done = feddlp([*words, *short], home)
+        if words[0] == "sweep":
+            assert load_sweep(ROOT / words[1]).methods
+            continue
+        done = feddlp([*words, *SHORT.get(tuple(words), [])], home)
         assert done.returncode == 0, (words, done.stderr)
-    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine"}
+    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine", "reproduce"}
 
 
 def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
+from feddlp.federation.aggregation import average_products
 from feddlp.methods import registry
 from feddlp.methods.feddlp import FedDLP
+from feddlp.methods.feddlp_shared import FedDLPShared
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
 
@@ -41,6 +45,8 @@ def test_steps_in_order_and_each_adapter_alone(name, make_federation):
         gradients = torch.autograd.grad(loss.sum(), others, allow_unused=True, retain_graph=True) if others else ()
         assert all(gradient is None for gradient in gradients)
     assert order == EXPECTED[name][0]
+    frozen = cohort.theta.keys() - set(order)
+    assert not any(value.requires_grad for other in frozen for value in cohort.theta[other].values())
     assert all(torch.equal(value, before[key]) for key, value in snapshot(cohort).items())
 
 
@@ -55,9 +61,133 @@ def test_what_travels_and_what_stays(name, make_federation):
             assert not clients_agree, f"{adapter}.{leaf}: clients trained on different data"
     federation.cohort.download(federation.servers[0].shared)
     for adapter in federation.cohort.theta.keys() - set(federation.cohort.method.frozen):
-        theta = federation.cohort.learning(adapter)
-        agree = all(torch.equal(value[0], other) for value in theta.values() for other in value[1:])
-        assert agree == (adapter in EXPECTED[name][1])
+        for leaf, value in federation.cohort.learning(adapter).items():
+            agree = all(torch.equal(value[0], other) for other in value[1:])
+            assert agree == (adapter in EXPECTED[name][1]), f"{adapter}.{leaf}"
+            assert not agree or torch.equal(value[0], federation.servers[0].shared[adapter][leaf])
+
+
+@pytest.mark.parametrize("name", ["combined", "feddat"])
+def test_a_copy_is_what_the_server_last_sent_and_nothing_else(name, make_federation):
+    federation = make_federation(registry()[name](), rounds=4, participation=0.67)
+    copies = federation.cohort.theta["copy"]
+    for _ in range(4):
+        sent = {leaf: value.clone() for leaf, value in federation.servers[0].shared["global"].items()}
+        before = {leaf: value.clone() for leaf, value in copies.items()}
+        joined = federation.play_round()[0].participated
+        assert 0 < joined.sum() < 3
+        for leaf, value in copies.items():
+            expected = torch.where(joined.view(-1, 1, 1), sent[leaf], before[leaf])
+            assert torch.equal(value, expected), leaf
+
+
+LOW_RANK = [
+    name
+    for name, kind in registry().items()
+    if "factors_trained" in {field.name for field in fields(kind)} and name != "feddlp_shared"
+]
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_ffa_never_moves_a_and_never_sends_it(name, make_federation):
+    federation = make_federation(registry()[name](factors_trained="B", weight_decay=0.1, proximal=1.0))
+    cohort, before = federation.cohort, snapshot(federation.cohort)
+    down = [(adapter, leaf) for adapter, leaf in before if leaf.endswith(".A")]
+    assert down
+    results = [federation.play_round()[0] for _ in range(2)]
+    for adapter, leaf in down:
+        now = cohort.theta[adapter][leaf]
+        source = ("global", leaf) if adapter == "copy" else (adapter, leaf)
+        assert torch.equal(now, before[source]), f"{adapter}.{leaf}"
+        if adapter in cohort.method.shared:
+            assert all(torch.equal(now[0], other) for other in now[1:]), "averaging B needs one A"
+    assert_only_sends(federation, results, ".B")
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_fedsa_keeps_b_at_home(name, make_federation):
+    federation = make_federation(registry()[name](factors_sent="A"))
+    results = [federation.play_round()[0] for _ in range(2)]
+    cohort = federation.cohort
+    before = snapshot(cohort)
+    cohort.download(federation.servers[0].shared)
+    for (adapter, leaf), value in before.items():
+        if leaf.endswith(".B") and adapter not in cohort.method.frozen:
+            assert torch.equal(cohort.theta[adapter][leaf], value)
+            assert not any(torch.equal(value[0], other) for other in value[1:]), f"{adapter}.{leaf} stays private"
+    assert_only_sends(federation, results, ".A")
+
+
+def assert_only_sends(federation, results, ending):
+    """Of the shared adapters one factor travels, whole, and its bytes are counted."""
+    shared, sent = federation.servers[0].shared, federation.cohort.upload()
+    for name, theta in federation.cohort.theta.items():
+        expected = (
+            {leaf for leaf in theta if leaf.endswith(ending)} if name in federation.cohort.method.shared else set()
+        )
+        assert set(shared.get(name, {})) == set(sent.get(name, {})) == expected
+    count = sum(4 * value.numel() for theta in shared.values() for value in theta.values())
+    for result in results:
+        assert result.bytes_up.tolist() == result.bytes_down.tolist() == [count] * 3
+
+
+def test_feddlp_shared_takes_back_only_ranks_that_it_has(make_federation):
+    federation = make_federation(FedDLPShared())
+    federation.play_round()
+    cohort, (server,) = federation.cohort, federation.servers
+    site = next(leaf.removesuffix(".gate") for leaf in cohort.theta["local"] if leaf.endswith(".gate"))
+    down, up, gate = (cohort.theta["local"][f"{site}.{leaf}"] for leaf in ("A", "B", "gate"))
+    with torch.no_grad():
+        gate[1, 2] = 0
+    own = [part.detach().clone() for part in (down[1, 2], up[1, :, 2])]
+    whole = cohort.payload()
+    assert whole[1] == whole[0] - 4 * (down.shape[2] + up.shape[1] + 1), "a rank is A's row, B's column and a gate"
+    sent = cohort.upload()["local"]
+    assert not sent[f"{site}.A"][1, 2].any()
+    assert not sent[f"{site}.B"][1, :, 2].any()
+    cohort.download(server.shared)
+    held = server.shared["local"]
+    assert torch.equal(down[1, 2], own[0])
+    assert torch.equal(up[1, :, 2], own[1])
+    assert gate[1, 2] == 0
+    for client, ranks in ((0, [0, 1, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])):
+        assert torch.equal(down[client, ranks], held[f"{site}.A"][ranks])
+        assert torch.equal(up[client][:, ranks], held[f"{site}.B"][:, ranks])
+        assert torch.equal(gate[client, ranks], held[f"{site}.gate"][ranks])
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        {"factors_trained": "B", "factors_sent": "A"},
+        {"average_of": "products", "reset_optimizer": True, "factors_trained": "B"},
+        {"average_of": "products", "reset_optimizer": True, "factors_sent": "A"},
+        {"average_of": "products", "reset_optimizer": True, "server_momentum": 0.9},
+        {"average_of": "products"},
+    ],
+    ids=str,
+)
+def test_switches_that_contradict_each_other_are_refused(contradiction):
+    with pytest.raises(ValueError, match="factors"):
+        FLoRA(**contradiction)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, monkeypatch):
+    """An SVD may return (-u, -v) for (u, v), and does so on another machine."""
+    played = []
+    for sign in (1, -1):
+
+        def average(theta, weights, sign=sign):
+            return {leaf: sign * value for leaf, value in average_products(theta, weights).items()}
+
+        monkeypatch.setattr("feddlp.methods.base.average_products", average)
+        federation = make_federation(registry()[name](average_of="products", reset_optimizer=True), "text", exact=True)
+        for _ in range(2):
+            federation.play_round()
+        batch = next(federation.data.test.in_order(4))
+        played.append(federation.cohort.method.predict(federation.cohort.forward, batch))
+    torch.testing.assert_close(*played, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

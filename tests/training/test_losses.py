@@ -36,11 +36,30 @@ def plain_views(logits, labels, objective):
 
 
 sizes = st.lists(st.integers(0, 6), min_size=1, max_size=4)
-objectives = st.sampled_from(["class_ce", "in_batch"])
+objectives = st.sampled_from(["class_ce", "in_batch", "in_batch_positives"])
+indexed = st.sampled_from(["class_ce", "in_batch"])  # with one right column a row
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=sizes, seed=st.integers(0, 1000))
+def test_any_sample_of_the_class_is_right_under_in_batch_positives(sizes, seed):
+    batch = make_batch(sizes, seed)
+    logits = random_logits(batch, seed + 1)
+    losses = cross_entropy(logits, batch, "in_batch_positives")
+    for k, size in enumerate(sizes):
+        labels, pairs = batch.labels[k, :size], logits[k, :size][:, batch.labels[k, :size]]
+        missed = [
+            -scores.softmax(-1)[row, labels == label].sum().log()
+            for scores in (pairs, pairs.T)
+            for row, label in enumerate(labels)
+        ]
+        assert losses[k].item() == pytest.approx(float(sum(missed)) / max(1, len(missed)), abs=1e-10)
+        if len(set(labels.tolist())) == 1:
+            assert losses[k].item() == pytest.approx(0, abs=1e-10)  # nothing can be wrong, where in_batch still errs
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=sizes, objective=objectives, seed=st.integers(0, 1000))
+@given(sizes=sizes, objective=indexed, seed=st.integers(0, 1000))
 def test_cross_entropy_is_each_clients_own_mean(sizes, objective, seed):
     batch = make_batch(sizes, seed)
     logits = random_logits(batch, seed + 1)

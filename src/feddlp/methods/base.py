@@ -145,7 +145,8 @@ class LoRAMethod(Method):
         factors_sent: "AB", or "A" alone while B stays private (FedSA-LoRA, Guo et al. 2025). Of FFA-LoRA only B ever
             travels: A follows from the seed.
         average_of: "factors", A and B each by itself; or "products" BA, cut back to rank r by an SVD (FlexLoRA, Bai et
-            al. 2024).
+            al. 2024). Needs reset_optimizer: the SVD's factors have arbitrary signs, and kept moments would make the
+            result depend on them.
     """
 
     lora_alpha: Positive = 16.0
@@ -161,6 +162,12 @@ class LoRAMethod(Method):
             raise ValueError("factors_trained=B with factors_sent=A would send nothing that was trained; change one")
         if self.average_of == "products" and (self.factors_trained, self.factors_sent) != ("AB", "AB"):
             raise ValueError("average_of=products needs both factors; set factors_trained=AB and factors_sent=AB")
+        if self.average_of == "products" and self.server_momentum:
+            raise ValueError("average_of=products gives factors of arbitrary sign, which server_momentum cannot follow")
+        if self.average_of == "products" and not self.reset_optimizer:
+            raise ValueError(
+                "average_of=products gives new factors, to which Adam's moments do not belong; set reset_optimizer=true"
+            )
 
     def lora(self, rank: int) -> LoRA:
         return LoRA(rank, self.lora_alpha, self.lora_init, self.lora_scaling, self.layers)

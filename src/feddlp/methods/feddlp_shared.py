@@ -1,8 +1,8 @@
 """FedDLP in which the pruned local adapters are averaged too, as the caption of Fig. 3 says and nothing else does.
 
 A client sends its local adapter without the pruned ranks; the server fills them with zeros and averages (as HetLoRA,
-Cho et al. 2024); a client takes back the ranks that it has itself. Bytes are counted for the ranks that are left, plus
-one bit a rank to say which.
+Cho et al. 2024); a client takes back the ranks that it has itself, and keeps its own A and B of the others, should
+their gates come back. Bytes are counted for the ranks that are left, plus one bit a rank to say which.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from feddlp.methods.feddlp import FedDLP
 from feddlp.model.adapters import Theta
-from feddlp.model.gates import gates, pruned_bytes, without_pruned
+from feddlp.model.gates import along, gated_leaves, gates, pruned_bytes, without_pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +37,6 @@ class FedDLPShared(FedDLP):
 
     def take(self, name: str, theta: Theta, received: Theta) -> Theta:
         whole = super().take(name, theta, received)
-        alive = {gate: value != 0 for gate, value in gates(theta).items()}
-        return whole | {gate: whole[gate] * kept for gate, kept in alive.items()}
+        for leaf, kind, gate in gated_leaves(theta):
+            whole[leaf] = torch.where(along(theta[gate] != 0, kind), whole[leaf], theta[leaf])
+        return whole

@@ -101,8 +101,9 @@ class Cohort:
         self.progress = progress
         self.method.receive(self.theta)
         if self.method.proximal:
+            sends = self.method.sends
             self.received = {
-                name: {leaf: value.detach().clone() for leaf, value in self.learning(name).items()}
+                name: {leaf: v.detach().clone() for leaf, v in self.theta[name].items() if sends(name, leaf)}
                 for name in self.method.shared
             }
         if self.method.reset_optimizer:
@@ -145,11 +146,12 @@ class Cohort:
         return losses
 
     def _proximal(self, name: str, theta: Theta, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """FedProx (Li et al. 2020): the gradient of mu/2 |theta - theta received|^2 on top, for shared adapters."""
-        if name not in self.received:
-            return gradients
-        pulls = (value.detach() - self.received[name][leaf] for leaf, value in theta.items())
-        return [gradient + self.method.proximal * pull for gradient, pull in zip(gradients, pulls, strict=True)]
+        """FedProx (Li et al. 2020): the gradient of mu/2 |theta - theta received|^2 on top, for leaves that travel."""
+        anchors, mu = self.received.get(name, {}), self.method.proximal
+        return [
+            gradient + mu * (value.detach() - anchors[leaf]) if leaf in anchors else gradient
+            for (leaf, value), gradient in zip(theta.items(), gradients, strict=True)
+        ]
 
     @torch.no_grad()
     def _project(self, name: str, active: Tensor) -> None:

@@ -8,8 +8,9 @@ An objective says which classification problems the logits pose:
                from the class logits. Two samples of one class are false negatives of each other, as in FedDLP's
                public code.
     in_batch_positives
-               the same, but all samples of its class are right for a sample, with equal shares (UniCL, Yang et al.
-               2022): no false negatives.
+               the same, but any sample of its class is right: -log of their probabilities' sum, so that there are
+               no false negatives. (Sharing the target among them instead would change nothing: captions of one class
+               have one score.)
 
 Cross-entropy and distillation average over the problems, so each objective is written once, here. Padded samples are
 left out of every mean; a client without samples has loss 0.
@@ -34,35 +35,25 @@ Direction = Literal["teacher_student", "student_teacher"]
 
 
 class Problem(NamedTuple):
-    """A classification: rows of scores, the probabilities they should have, and which rows count."""
+    """A classification: rows of scores, which columns are right, and which rows count."""
 
     scores: Tensor  # [K, rows, columns]
-    targets: Tensor  # [K, rows, columns]
+    right: Tensor  # [K, rows, columns] bool
     mask: Tensor  # [K, rows]
 
 
 def problems(logits: Tensor, batch: Batch, objective: Objective) -> list[Problem]:
     """The classification problems that an objective poses. logits [K, B, C]"""
     if objective == "class_ce":
-        return [Problem(logits, one_hot(batch.labels, logits), batch.mask)]
+        classes = torch.arange(logits.shape[2], device=logits.device)
+        return [Problem(logits, batch.labels[..., None] == classes, batch.mask)]
     captions = batch.labels[:, None, :].expand(-1, batch.labels.shape[1], -1)  # (K, B, B)
     scores = logits.gather(2, captions)  # (K, B images, B captions)
     if objective == "in_batch":
-        targets = one_hot(torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1), scores)
+        right = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device).expand_as(scores)
     else:
-        targets = same_class(batch).to(scores.dtype)
-    return [Problem(hide(side, batch.mask), targets, batch.mask) for side in (scores, scores.mT)]
-
-
-def one_hot(columns: Tensor, scores: Tensor) -> Tensor:
-    """All of the probability on one column. [K, rows] -> as scores"""
-    return torch.zeros_like(scores).scatter_(2, columns[..., None], 1)
-
-
-def same_class(batch: Batch) -> Tensor:
-    """Equal shares for all samples of the row's class. [K, B, B]"""
-    same = (batch.labels[:, :, None] == batch.labels[:, None, :]) & batch.mask[:, None, :]
-    return same / same.sum(-1, keepdim=True).clamp(min=1)
+        right = (batch.labels[:, :, None] == batch.labels[:, None, :]) & batch.mask[:, None, :]
+    return [Problem(hide(side, batch.mask), right, batch.mask) for side in (scores, scores.mT)]
 
 
 def hide(scores: Tensor, mask: Tensor) -> Tensor:
@@ -81,8 +72,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
     """Cross-entropy of each client, averaged over the objective's problems. [K, B, C] -> [K]"""
     losses = []
-    for scores, targets, mask in problems(logits, batch, objective):
-        losses.append(masked_mean(-(targets * scores.log_softmax(-1)).sum(-1), mask))
+    for scores, right, mask in problems(logits, batch, objective):
+        missed = scores.logsumexp(-1) - scores.masked_fill(~right, HIDDEN).logsumexp(-1)  # -log P(a right column)
+        losses.append(masked_mean(missed, mask))
     return torch.stack(losses).mean(0)
 
 
