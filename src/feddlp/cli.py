@@ -112,7 +112,8 @@ def sweep(
     """
     quiet_libraries()
     from feddlp.printing import print_sweep
-    from feddlp.sweep import load_sweep, run_sweep
+    from feddlp.sweep import run_sweep
+    from feddlp.sweepfile import load_sweep
 
     console = Console()
     plan = load_sweep(path)

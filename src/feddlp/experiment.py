@@ -49,6 +49,9 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
     if found:
         federation.load_state_dict(found[0][0], [state for _, state in found])
     reporter.method_started(name, federation.rounds, federation.steps(), federation.round)
+    if federation.round < federation.rounds:
+        for folder, _ in entries:
+            folder.forget_newcomers(name)
     while federation.round < federation.rounds:
         results = federation.play_round(reporter.stepped)
         rows = [round_row(name, lane, federation, result) for lane, result in enumerate(results)]

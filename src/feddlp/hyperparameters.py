@@ -12,6 +12,7 @@ A field takes its value from the first of these that has one:
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -27,6 +28,7 @@ from feddlp.methods.base import Method
 from feddlp.model.backbone import EMBEDDED
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder's name
 PresetName = Literal["auto", "tuned", "paper", "authors"]
 Table = dict[str, Any]
 
@@ -67,12 +69,15 @@ def base_of(name: str, tables: Mapping[str, Any]) -> str:
     """The method behind a name.
 
     Raises:
-        UserError: a variant of something that is not a method.
+        UserError: a variant of something that is not a method, or a name that stands for something else already.
     """
     own = tables.get(name, {})
-    base = own.get("variant_of", variants().get(name, {}).get("variant_of", name)) if isinstance(own, dict) else name
+    fixed = variants().get(name, {}).get("variant_of", name)
+    base = own.get("variant_of", fixed) if isinstance(own, dict) else name
     if base not in registry():
         raise UserError(f"method.{name}.variant_of={base} is not a method; {nearest(str(base), registry())}")
+    if base != fixed and fixed in registry():
+        raise UserError(f"method.{name}.variant_of={base}: {name} is {fixed} already; give the variant another name")
     return str(base)
 
 
@@ -132,6 +137,8 @@ def check_method_tables(methods: Sequence[str], tables: Mapping[str, Any]) -> No
             raise UserError(f"methods: {name!r} is given twice; name each method once")
     known = {field for name in methods for field in options_model(base_of(name, tables)).model_fields}
     for key, value in tables.items():
+        if key in names and not NAME.fullmatch(key):
+            raise UserError(f"method.{key}: a variant's name is made of letters, digits, '.', '_' and '-'; rename it")
         if isinstance(value, dict) and key not in names:
             raise UserError(f"method.{key} is not a method; {nearest(key, names)}")
         if isinstance(value, dict):

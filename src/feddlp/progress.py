@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 def round_text(row: Mapping[str, Any], rounds: int) -> str:
     """One finished round as a line."""
-    losses = "  ".join(f"{name} loss {value:.3f}" for name, value in row["train_loss"].items())
+    losses = "  ".join(
+        f"{name} loss {'-' if value is None else f'{value:.3f}'}" for name, value in row["train_loss"].items()
+    )
     validation = f"  validation {row['validation']['pooled']:.2f} %" if row["validation"] else ""
     counter = f"round {row['round']}/{rounds}"
     test = f"test {row['test']['pooled']:.2f} %"

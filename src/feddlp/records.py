@@ -177,7 +177,15 @@ class RunFolder:
         return {row["method"]: row for row in read_lines(self.path / "newcomers.jsonl")}
 
     def record_newcomers(self, row: Mapping[str, Any]) -> None:
-        rows = [*self.read_newcomers().values(), row]
+        self._write_newcomers([*self.read_newcomers().values(), row])
+
+    def forget_newcomers(self, method: str) -> None:
+        """Before more rounds are played: those who joined met another server."""
+        rows = self.read_newcomers()
+        if rows.pop(method, None):
+            self._write_newcomers(list(rows.values()))
+
+    def _write_newcomers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_atomically(self.path / "newcomers.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
 
     def write_partition(self, counts: Mapping[str, Any]) -> None:

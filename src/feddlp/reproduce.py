@@ -18,7 +18,8 @@ from feddlp.records import RunFolder, write_atomically
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
 from feddlp.report.paper_numbers import Key
-from feddlp.sweep import Sweep, check_sweep, put, run_sweep, slug
+from feddlp.sweep import run_sweep
+from feddlp.sweepfile import Sweep, check_sweep, put, slug
 
 EMBEDDED_ROUNDS = 12
 READINGS = get_args(Which)

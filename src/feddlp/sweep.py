@@ -13,157 +13,40 @@ rate, kd_weight or gate threshold train side by side on the client axis.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, Field, ValidationError
 
 from feddlp import materials as preparation
-from feddlp.config import Config, Names, Table, read_table, validate
+from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, missing_rounds, open_folder, play
-from feddlp.hyperparameters import CHECKED, base_of, explain, options_model, variant_fields
+from feddlp.hyperparameters import base_of
 from feddlp.materials import Materials
 from feddlp.methods import registry
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder, write_atomically
+from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
 
 LAST_ROUNDS = 3
 
-Trial = tuple[tuple[str, float], ...]
-"""A point of the grid: (field, value) pairs; empty where there is nothing to choose."""
+
+def identity(config: Config) -> tuple[str, ...]:
+    """What makes a run what it is: all that decides its results, and where its data and model come from."""
+    return config.fingerprint(), config.data.dataset, config.model.checkpoint
 
 
-class Tuning(BaseModel):
-    """What is chosen on validation data."""
-
-    model_config = CHECKED
-
-    grid: dict[str, list[float]] = Field(default_factory=dict)
-    seeds: list[int] = Field([0], min_length=1)
-    rounds: int = Field(0, ge=0)  # 0 = as many as the runs
-
-
-class Sweep(BaseModel):
-    """A checked sweep file."""
-
-    model_config = CHECKED
-
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    runs_dir: str = "runs"
-    methods: Names
-    seeds: list[int] = Field([0, 1, 42], min_length=1)
-    side_by_side: int = Field(3, ge=1)  # runs that train together at most
-    config: dict[str, Any] = Field(default_factory=dict)
-    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    tune: Tuning = Tuning()
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs_dir).expanduser() / self.name
-
-    def settings(self) -> list[Table]:
-        """Every combination of what varies, as dotted keys and values."""
-        return [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
-
-    def trials(self, method: str) -> list[Trial]:
-        """The part of the grid that a method has fields for; not those that make a variant what it is."""
-        tables = self.config.get("method", {})
-        base = base_of(method, tables)
-        if not registry()[base]().adapters():
-            return [()]
-        free = options_model(base).model_fields.keys() - variant_fields(method).keys() - tables.get(method, {}).keys()
-        axes = [[(name, value) for value in values] for name, values in self.tune.grid.items() if name in free]
-        return [tuple(point) for point in itertools.product(*axes)]
-
-
-class Job(NamedTuple):
-    """One run of a sweep."""
-
-    setting: int
-    method: str
-    trial: Trial
-    seed: int
-    rounds: int | None  # None = the setting's own
-
-
-def load_sweep(path: Path) -> Sweep:
-    """A sweep file, checked; so is the configuration of every run in it.
-
-    Raises:
-        UserError: one line that names the first wrong key.
-    """
-    return check_sweep(read_table(path))
-
-
-def check_sweep(table: Table) -> Sweep:
-    try:
-        sweep = Sweep(**table)
-    except ValidationError as error:
-        raise UserError(
-            explain(error, "", {"": list(Sweep.model_fields), "tune": list(Tuning.model_fields)})
-        ) from error
-    for name in sweep.tune.grid:
-        known = {field for method in sweep.methods for field in options_model(base_of(method, {})).model_fields}
-        if name not in known:
-            raise UserError(f"tune.grid.{name} is not a field of {', '.join(sweep.methods)}; see feddlp methods")
-    for setting in range(len(sweep.settings())):
-        for method in sweep.methods:
-            for trial in sweep.trials(method):
-                job_config(sweep, Job(setting, method, trial, sweep.seeds[0], None))
-    return sweep
-
-
-def job_config(sweep: Sweep, job: Job) -> Config:
-    """The complete configuration of one run."""
-    table = json.loads(json.dumps(sweep.config))
-    for key, value in sweep.settings()[job.setting].items():
-        put(table, key, value)
-    put(table, "methods", [job.method])
-    put(table, "seed", job.seed)
-    for field, value in job.trial:
-        put(table, f"method.{job.method}.{field}", value)
-    put(table, "name", job_name(job))
-    put(table, "runs_dir", str(sweep.folder / slug(sweep.settings()[job.setting]) / job.method))
-    config = validate(table)
-    if job.rounds is None:
-        return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"rounds": job.rounds})})
-
-
-def put(table: Table, key: str, value: Any) -> None:
-    """Set a dotted key."""
-    *path, last = key.split(".")
-    for part in path:
-        table = table.setdefault(part, {})
-    table[last] = value
-
-
-def job_name(job: Job) -> str:
-    return "_".join([*(f"{field}{value:g}" for field, value in job.trial), f"seed{job.seed}"])
-
-
-def slug(setting: Mapping[str, Any]) -> str:
-    """A setting as a folder's name, such as dirichlet_beta0.1_adapt-image."""
-    parts = []
-    for key, value in setting.items():
-        text = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in str(value))
-        parts.append(f"{key.rpartition('.')[2]}-{text}")
-    return "_".join(parts) or "all"
-
-
-def open_run(config: Config) -> RunFolder:
+def open_run(config: Config, tuning: bool = False) -> RunFolder:
     """The run's folder, made where it is new; one that has fewer rounds is given more.
 
     Raises:
-        UserError: the folder holds a run with another configuration.
+        UserError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
     """
     path = Path(config.runs_dir) / config.name
     if not (path / "config.toml").exists():
@@ -171,8 +54,10 @@ def open_run(config: Config) -> RunFolder:
         write_atomically(path / "config.toml", config.to_toml().encode())
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
-    if found.fingerprint() != config.fingerprint():
+    if identity(found) != identity(config):
         raise UserError(f"{path} holds a run with another configuration; give the sweep another name")
+    if found.training.rounds > config.training.rounds and not tuning:
+        raise UserError(f"{path} holds a run of {found.training.rounds} rounds; give the sweep another name")
     if found.training.rounds < config.training.rounds:
         write_atomically(path / "config.toml", config.to_toml().encode())
     return RunFolder(path)
@@ -218,6 +103,8 @@ class Runner:
         self._play([job for row in jobs.values() for job in row], materials)
         scores = {trial: self._validation(row) for trial, row in jobs.items()}
         best = max(trials, key=lambda trial: float("-inf") if scores[trial] is None else float(scores[trial] or 0))
+        if scores[best] is None:
+            self.reporter.warn(f"{method}: no trial has a validation accuracy, so the first one is taken")
         return best, {job_name(row[0]).rpartition("_")[0]: scores[trial] for trial, row in jobs.items()}
 
     def _validation(self, jobs: Sequence[Job]) -> float | None:
@@ -225,7 +112,10 @@ class Runner:
         scores = []
         for job in jobs:
             config = job_config(self.sweep, job)
-            rows = open_run(config).read_rounds()[: config.training.rounds]
+            folder = open_run(config, tuning=True)
+            if str(folder.path) in self.failed:
+                return None
+            rows = folder.read_rounds()[: config.training.rounds]
             if len(rows) < config.training.rounds or not rows[-1]["validation"]:
                 return None
             last = [float(row["validation"]["pooled"]) for row in rows[-LAST_ROUNDS:]]
@@ -236,11 +126,28 @@ class Runner:
         """Play what is not finished, in bundles that can train side by side."""
         waiting = []
         for job in jobs:
-            entry = Entry(open_run(config := job_config(self.sweep, job)), config)
-            if not finished(entry) and str(entry.folder.path) not in self.failed:
+            config = job_config(self.sweep, job)
+            entry = Entry(open_run(config, tuning=job.rounds is not None), config)
+            if self._waits(entry):
                 waiting.append(entry)
         for bundle in bundles(waiting, self.sweep.side_by_side):
             self._attempt(bundle, materials)
+
+    def _waits(self, entry: Entry) -> bool:
+        """Whether a run is still to be played; one with a damaged record is left behind."""
+        if str(entry.folder.path) in self.failed:
+            return False
+        try:
+            entry.folder.checkpoint_state(entry.config.methods[0])
+            return not finished(entry)
+        except UserError as error:
+            self._leave(entry, error)
+            return False
+
+    def _leave(self, entry: Entry, error: Exception) -> None:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        self.failed[str(entry.folder.path)] = text
+        self.reporter.warn(f"{entry.folder.path} failed and is left behind: {text}")
 
     def _attempt(self, bundle: Sequence[Entry], materials: Lazy) -> None:
         """One bundle; where it fails, each of its runs by itself, so that one does not spoil the others."""
@@ -253,9 +160,7 @@ class Runner:
                 for entry in bundle:
                     self._attempt([entry], materials)
                 return
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            self.failed[str(bundle[0].folder.path)] = text
-            self.reporter.warn(f"{bundle[0].folder.path} failed and is left behind: {text}")
+            self._leave(bundle[0], error)
 
     def _summary(
         self, setting: Table, method: str, trial: Trial, scores: Mapping[str, float | None], jobs: Sequence[Job]
@@ -278,8 +183,9 @@ class Lazy:
 
 
 def finished(entry: Entry) -> bool:
-    """Whether a run has all the rounds that its configuration asks for now."""
-    return not missing_rounds(entry.folder, entry.config)
+    """Whether a run has all the rounds that its configuration asks for now, and those who join at its end."""
+    welcomed = not entry.config.data.newcomers or set(entry.config.methods) <= entry.folder.read_newcomers().keys()
+    return welcomed and not missing_rounds(entry.folder, entry.config)
 
 
 def bundles(entries: Sequence[Entry], most: int) -> Iterator[list[Entry]]:

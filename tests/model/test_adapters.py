@@ -1,4 +1,4 @@
-"""LoRA and gated LoRA: their mathematics, their starts, and what pruning does."""
+"""Adapters of every kind: their mathematics, their starts, the sites they act at, and what pruning does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.model.adapters import LinearSite, LoRA, count_parameters
+from feddlp.model.adapters import (
+    Dense,
+    FeatureAttention,
+    FeatureSite,
+    LinearSite,
+    LoRA,
+    WeightSite,
+    count_parameters,
+    sites_of,
+)
 from feddlp.model.gates import GatedLoRA, active_by_site, soft_threshold
 from feddlp.randomness import generator
 from feddlp.training.cohort import stack
@@ -115,3 +124,102 @@ def test_bfloat16_rows_get_a_bfloat16_delta_while_leaves_stay_float32():
     torch.testing.assert_close(
         delta.float(), LoRA(3).delta(theta, "first", x, torch.empty(2, 5, 4)), rtol=0.1, atol=0.5
     )
+
+
+# Scaling and layers
+
+
+@pytest.mark.parametrize(("rank", "standard", "rslora"), [(1, 16, 16), (4, 4, 8), (16, 1, 4)])
+@pytest.mark.parametrize("kind", [LoRA, GatedLoRA])
+def test_rslora_divides_by_the_root_of_the_rank(kind, rank, standard, rslora):
+    plain, stabilised = kind(rank), kind(rank, lora_scaling="rslora")
+    assert (plain.scaling, stabilised.scaling) == (standard, rslora)
+    theta, x, y = random_theta(plain, 2), torch.randn(2, 3, 6), torch.empty(2, 3, 4)
+    expected = plain.delta(theta, "first", x, y) * rslora / standard
+    torch.testing.assert_close(stabilised.delta(theta, "first", x, y), expected)
+
+
+ALL_KINDS = {
+    "text_model.encoder.layers.0.self_attn.q_proj": LinearSite(6, 6),
+    "text_model.encoder.layers.0.self_attn.out_proj": LinearSite(6, 6),
+    "text_model.encoder.layers.0.mlp.fc1": LinearSite(6, 9),
+    "text_projection": LinearSite(6, 5),
+    "text.features": FeatureSite(5),
+    "text_projection.weight": WeightSite((5, 6)),
+    "text_model.final_layer_norm.bias": WeightSite((6,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        (LoRA(2), list(ALL_KINDS)[:4]),
+        (GatedLoRA(2), list(ALL_KINDS)[:4]),
+        (LoRA(2, layers="attention_out"), [list(ALL_KINDS)[1]]),
+        (GatedLoRA(2, layers="attention_out"), [list(ALL_KINDS)[1]]),
+        (FeatureAttention(), ["text.features"]),
+        (Dense(), list(ALL_KINDS)[5:]),
+    ],
+    ids=str,
+)
+def test_an_adapter_acts_at_sites_of_its_kind_and_leaves_the_others_alone(adapter, expected):
+    theta = adapter.init(ALL_KINDS, draw)
+    assert list(sites_of(theta)) == expected
+    assert [name for name, site in ALL_KINDS.items() if adapter.shapes(name, site)] == expected
+    assert sum(leaf.numel() for leaf in theta.values()) == count_parameters(adapter, ALL_KINDS)
+    for site, leaves in sites_of(theta).items():
+        shapes = adapter.shapes(site, ALL_KINDS[site])
+        assert {leaf: tuple(theta[f"{site}.{leaf}"].shape) for leaf in leaves} == shapes
+
+
+# FedCLIP's attention over features
+
+FEATURES = {"image.features": FeatureSite(8)}
+
+
+def test_feature_attention_is_its_formula_for_each_client():
+    adapter = FeatureAttention()
+    theta = stack([adapter.init(FEATURES, lambda site, k=k: generator(k, site)) for k in range(3)])
+    x = torch.randn(3, 5, 8)
+    delta = adapter.delta(theta, "image.features", x, x)
+    for k in range(3):
+        w1, b1, w2, b2 = (theta[f"image.features.{leaf}"][k] for leaf in ("W1", "b1", "W2", "b2"))
+        for sample in range(5):
+            f = x[k, sample]
+            expected = f * torch.softmax(w2 @ torch.tanh(w1 @ f + b1) + b2, dim=0)
+            torch.testing.assert_close(f + delta[k, sample], expected)
+    assert adapter.project(theta, 3.0) == {}
+
+
+def test_feature_attention_starts_as_it_says():
+    kinds = ("default", "identity", "neutral")
+    default, identity, neutral = (FeatureAttention(kind).init(FEATURES, draw) for kind in kinds)
+    bound = 8**-0.5
+    for leaf in default.values():
+        assert 0 < leaf.abs().max() <= bound
+    assert torch.equal(identity["image.features.W1"], torch.eye(8))
+    assert torch.equal(identity["image.features.W2"], torch.eye(8))
+    assert not identity["image.features.b1"].any()
+    assert not identity["image.features.b2"].any()
+    pointers = [leaf.data_ptr() for leaf in identity.values()]
+    assert len(set(pointers)) == 4  # biases that shared memory would learn together
+    x = torch.randn(1, 5, 8)
+    scaled = x + FeatureAttention("neutral").delta(stack([neutral]), "image.features", x, x)
+    torch.testing.assert_close(scaled, x / 8)  # the same direction
+
+
+def test_a_feature_start_is_linear_layers_own_in_spread():
+    theta = FeatureAttention().init({"image.features": FeatureSite(128)}, draw)
+    own = torch.nn.Linear(128, 128)
+    assert theta["image.features.W1"].std().item() == pytest.approx(own.weight.std().item(), rel=0.05)
+    assert not torch.equal(theta["image.features.W1"], theta["image.features.W2"])
+
+
+# Full fine-tuning
+
+
+def test_a_dense_adapter_starts_at_the_checkpoint_and_adds_to_no_layer():
+    theta = Dense().init(ALL_KINDS, draw)
+    assert not any(leaf.any() for leaf in theta.values())
+    with pytest.raises(NotImplementedError):
+        Dense().delta(theta, "text_projection.weight", torch.ones(1), torch.ones(1))

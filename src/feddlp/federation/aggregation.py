@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from feddlp.model.adapters import Theta
@@ -41,10 +42,11 @@ def average_products(theta: Theta, weights: Tensor) -> Theta:
         stacked = (down.double() * shares.to(down.device)[:, None, None]).flatten(0, 1)  # (K r, d_in)
         q_up, r_up = torch.linalg.qr(up.double().transpose(0, 1).flatten(1))  # (d_out, K r)
         q_down, r_down = torch.linalg.qr(stacked.mT)
-        u, s, v = torch.linalg.svd(r_up @ r_down.mT)
+        u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
         root = s[:rank].sqrt()
-        averaged[f"{site}.A"] = (root[:, None] * (v[:rank] @ q_down.mT)).to(down.dtype)
-        averaged[f"{site}.B"] = ((q_up @ u[:, :rank]) * root).to(up.dtype)
+        spare = rank - len(root)  # ranks that a layer narrower than the rank cannot fill
+        averaged[f"{site}.A"] = F.pad(root[:, None] * (v[:rank] @ q_down.mT), (0, 0, 0, spare)).to(down.dtype)
+        averaged[f"{site}.B"] = F.pad((q_up @ u[:, :rank]) * root, (0, spare)).to(up.dtype)
     return averaged
 
 
@@ -82,7 +84,8 @@ class Server:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back copies of what `state_dict` gave, where and as the server keeps them."""
         for part, thetas in (("shared", self.shared), ("velocity", self.velocity)):
             for name, theta in thetas.items():
-                theta.update({leaf: state[f"{part}/{name}/{leaf}"] for leaf in theta})
+                for leaf, value in theta.items():
+                    theta[leaf] = state[f"{part}/{name}/{leaf}"].to(value, copy=True)

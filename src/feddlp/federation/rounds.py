@@ -75,7 +75,7 @@ class RoundResult:
     test_correct: Tensor
     diagnostics: Mapping[str, float]  # pooled test accuracy in % of other ways to predict, participants only
     active: Mapping[str, Tensor]  # gates that are not zero, by "adapter/site"; empty without gates
-    ranks: Mapping[str, int]  # ranks by "adapter/site"
+    ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
     bytes_down: Tensor
     bytes_up: Tensor
     peak_mib: float  # of the process so far
@@ -244,9 +244,9 @@ class Federation:
                 for site, active in active_by_site(theta).items()
             },
             ranks={
-                f"{name}/{gate.removesuffix('.gate')}": value.shape[1]
+                f"{name}/{site}": self.cohort.adapters[name].shapes(site, self.cohort.backbone.sites[site])["gate"][0]
                 for name, theta in gated.items()
-                for gate, value in gates(theta).items()
+                for site in active_by_site(theta)
             },
             bytes_down=spread(found.bytes_down, 0),
             bytes_up=spread(found.bytes_up, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,12 +49,13 @@ def whole(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def mean_losses(result: RoundResult, samples: Tensor) -> dict[str, float]:
-    """Mean over the participants, weighted by training samples, by adapter."""
-    weights = (samples * result.participated).double()
-    means = {}
+def mean_losses(result: RoundResult, samples: Tensor) -> dict[str, float | None]:
+    """Mean over the participants, weighted by training samples, by adapter; None where a loss is no number."""
+    weights = samples[result.participated].double()
+    means: dict[str, float | None] = {}
     for name, loss in result.losses.items():
-        means[name] = (loss.double().nan_to_num() @ weights / weights.sum()).item()
+        mean = (loss[result.participated].double() @ weights / weights.sum()).item()
+        means[name] = mean if math.isfinite(mean) else None
     return means
 
 
@@ -91,7 +93,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
                 "validation_correct": int(result.validation_correct[k]),
                 "test_correct": correct,
                 "test_accuracy": round(100 * correct / tests, 6) if tests else "",
-                "train_loss": ";".join(f"{key}={loss:.6g}" for key, loss in losses.items()),
+                "train_loss": ";".join(f"{key}={loss:.6g}" for key, loss in losses.items() if math.isfinite(loss)),
                 "active_ranks": active[k] if active else "",
                 "participated": int(joined),
                 "reported": int(result.reported[k]),

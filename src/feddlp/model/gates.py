@@ -151,13 +151,15 @@ def survivors(theta: Theta) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def keep(theta: Theta, kept: Mapping[str, tuple[Tensor, Tensor]]) -> Theta:
-    """Only the surviving ranks of an adapter, or of anything shaped like it (the optimiser's moments).
+    """Only the surviving ranks of an adapter, or of some of its leaves (the optimiser's moments of those that learn).
 
     Filling ranks become zero in every leaf, gates included, so they have neither effect nor gradient: dead for good,
     exactly as if the client had been alone and they had been cut off.
     """
     smaller = dict(theta)
     for name, kind, gate in gated_leaves(theta):
+        if name not in theta:
+            continue
         order, alive = kept[gate]
         axis = RANK_AXIS[kind]
         shape = list(theta[name].shape)

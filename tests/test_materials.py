@@ -1,0 +1,184 @@
+"""Who holds what: newcomers are the last clients and never in the federation, and every number's basis is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from feddlp import materials as module
+from feddlp.config import validate
+from feddlp.data import datasets
+from feddlp.errors import UserError
+from feddlp.federation.rounds import Federation, Lane
+from feddlp.materials import describe_data, pick_device, prepare
+
+SMALL = {"partition": "few_shot_iid", "shots": 3, "clients": 4, "validation_share": 0.3}
+
+
+class Listener:
+    def __init__(self):
+        self.notes, self.warnings, self.steps = [], [], []
+
+    def preparing(self, what, done, total):
+        self.steps.append((what, done, total))
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def model_loaded_once(backbones, digits):
+    """The embedded model, the digits and their features are the same for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_backbone", lambda checkpoint, adapt, device, dtype: backbones[adapt])
+        patch.setattr(datasets, "load", lambda source, resize, report: digits)
+        features = torch.zeros(len(digits.labels), 96)
+        patch.setattr(module, "image_features", lambda backbone, images, report: features)
+        yield
+
+
+def prepared(adapt="image", listener=None, **data):
+    config = validate({"data": {**SMALL, **data}, "model": {"adapt": adapt}})
+    return prepare(config, listener or Listener())
+
+
+def indices(data, part):
+    return [set(rows.tolist()) for rows in getattr(data, part).indices]
+
+
+def everything(data):
+    return set().union(*(rows for part in ("train", "validation", "test") for rows in indices(data, part)))
+
+
+# Newcomers
+
+
+@pytest.mark.parametrize("newcomers", [1, 3])
+@pytest.mark.parametrize("partition", ["few_shot_iid", "iid", "dirichlet"])
+def test_newcomers_are_the_last_clients_and_nobody_else_has_their_samples(newcomers, partition):
+    found = prepared(newcomers=newcomers, partition=partition, dirichlet_beta=1.0)
+    members = 4 - newcomers
+    assert found.data.ids == tuple(range(members))
+    assert found.newcomers.ids == tuple(range(members, 4))
+    assert found.partition["newcomers"] == list(found.newcomers.ids)
+    assert not everything(found.data) & everything(found.newcomers)
+    for data in (found.data, found.newcomers):
+        for part in ("train", "validation", "test"):
+            assert len(getattr(data, part).indices) == len(data.ids)
+
+
+def test_who_is_a_newcomer_changes_nobodys_samples():
+    whole, some = prepared(), prepared(newcomers=2)
+    assert whole.newcomers is None
+    assert whole.partition["newcomers"] == []
+    for part in ("train", "validation", "test"):
+        expected = getattr(whole.data, part).indices
+        found = [*getattr(some.data, part).indices, *getattr(some.newcomers, part).indices]
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert whole.partition["clients"] == some.partition["clients"]
+
+
+def test_newcomers_never_take_part(backbones):
+    found = prepared(newcomers=2)
+    config = validate({"methods": ["flora"]})
+    federation = Federation(
+        [Lane(0, config.build_methods()["flora"])], found.backbone, found.prompts, found.data, config.training
+    )
+    assert {slot.client for slot in federation.cohort.slots} == {0, 1}
+    assert not everything(federation.everyone) & everything(found.newcomers)
+
+
+@pytest.mark.parametrize("newcomers", [4, 5])
+def test_somebody_must_be_left_for_the_federation(newcomers):
+    with pytest.raises(UserError, match=rf"data.newcomers={newcomers} leaves none of data.clients=4 .* at most 3"):
+        prepared(newcomers=newcomers)
+
+
+# A common test set
+
+
+@pytest.mark.parametrize("newcomers", [0, 1])
+def test_a_common_test_set_is_the_same_for_all_and_nobody_trains_on_it(newcomers):
+    found = prepared(partition="iid", test_set="common", test_share=0.2, newcomers=newcomers)
+    groups = [found.data, *([found.newcomers] if newcomers else [])]
+    tests = [rows for data in groups for rows in indices(data, "test")]
+    assert len(tests) == 4
+    assert all(rows == tests[0] for rows in tests)
+    assert len(tests[0]) == 1797 - int(0.8 * 1797)
+    for data in groups:
+        for part in ("train", "validation"):
+            assert not any(rows & tests[0] for rows in indices(data, part))
+
+
+# What the record says
+
+
+def test_class_counts_are_those_of_the_samples(digits):
+    found = prepared(newcomers=1, partition="dirichlet", dirichlet_beta=0.5)
+    assert found.partition["class_names"] == list(digits.class_names)
+    assert len(found.partition["clients"]) == 4
+    for data in (found.data, found.newcomers):
+        for place, client in enumerate(data.ids):
+            for part in ("train", "validation", "test"):
+                labels = digits.labels[getattr(data, part).indices[place]]
+                assert found.partition["clients"][client][part] == torch.bincount(labels, minlength=10).tolist()
+
+
+def test_fingerprints_tell_data_and_model_apart():
+    image, text, other = prepared(), prepared("text"), prepared(partition_seed=2)
+    assert image.fingerprints.keys() == {"data", "backbone"}
+    assert image.fingerprints == other.fingerprints
+    assert image.fingerprints["data"] == text.fingerprints["data"]
+    assert image.fingerprints["backbone"] != text.fingerprints["backbone"]
+
+
+def test_text_adaptation_gets_features_and_the_other_towers_images():
+    assert prepared("text").data.train.inputs.shape == (1797, 96)
+    for adapt in ("image", "both"):
+        assert prepared(adapt).data.train.inputs.dtype == torch.uint8
+
+
+# What is said
+
+
+def said(listener=None, **data):
+    listener = listener or Listener()
+    prepared(listener=listener, **data)
+    return listener
+
+
+def test_the_basis_of_every_number_is_said():
+    (note,) = said(partition="iid").notes
+    assert note.startswith("digits: 1,797 images, 10 classes, 4 clients; train ")
+    assert "smallest client: 11" in note
+    (note,) = said(partition="iid", test_set="common", test_share=0.2).notes
+    assert note.endswith("test 360 (the same for all)")
+    assert "1,797 images" in note
+
+
+def test_few_validation_samples_are_warned_of_and_enough_are_not():
+    (warning,) = said(validation_share=0.1).warnings
+    assert "only 8 validation samples" in warning
+    assert said(partition="iid").warnings == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "checkpoint", "warned"),
+    [("digits", "tiny-clip", False), ("folder:x", "tiny-clip", True), ("folder:x", "a/clip", False)],
+)
+def test_photographs_for_a_model_that_knows_characters_only_are_warned_of(dataset, checkpoint, warned):
+    config = validate({"data": {"dataset": dataset}, "model": {"checkpoint": checkpoint}})
+    listener = Listener()
+    describe_data(config, 10, module.deal_out(config, datasets.find("digits").labels), listener)
+    assert any("knows rendered characters only" in warning for warning in listener.warnings) == warned
+
+
+def test_a_device_that_is_not_there_is_refused_by_name():
+    assert pick_device("cpu") == "cpu"
+    assert pick_device("auto") in ("cpu", "cuda")
+    for name in ("cuda:99", "gpu", "meta"):
+        with pytest.raises(UserError, match=f"model.device={name} is not to be had here; use auto or cpu"):
+            pick_device(name)
