@@ -48,14 +48,14 @@ def prompts(model: Backbone) -> Prompts:
 
 
 def federation(name: str, options: argparse.Namespace) -> Federation:
-    """Clients with random images (or features of images), enough for the asked number of steps."""
+    """Clients with random images (or features of images) to train on, and nothing to score: that would blur the ratio."""
     model = backbone(options.adapt)
     count = options.steps * options.batch
     shape = (3, 224, 224) if options.adapt == "image" else (512,)
     inputs = torch.randint(0, 255, (count, *shape), dtype=torch.uint8) if options.adapt == "image" else None
     inputs = torch.nn.functional.normalize(torch.randn(count, *shape), dim=-1) if inputs is None else inputs
     train = ClientData(inputs, torch.randint(CLASSES, (count,)), (torch.arange(count),) * options.clients)
-    nothing = ClientData(inputs, train.labels, (torch.arange(1),) * options.clients)
+    nothing = ClientData(inputs, train.labels, (torch.arange(0),) * options.clients)
     data = FederatedData(tuple(range(options.clients)), train, nothing, nothing)
     training = TrainingConfig(batch_size=options.batch, diagnostics=False)
     return Federation([Lane(0, build_method(name, {}))], model, prompts(model), data, training)
@@ -95,7 +95,7 @@ def main(words: list[str]) -> None:
     rows = []
     for name in METHODS:
         command = [sys.executable, __file__, *words, "--only", name]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
     base = rows[0]
     print(f"{'method':<16}{'trained':>12}{'s a round':>11}{'times':>8}{'peak MiB':>10}{'times':>8}{'MiB a round':>13}")
     for row in rows:

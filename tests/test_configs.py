@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from feddlp.config import load_config, read_table
-from feddlp.sweep import check_sweep
+from feddlp.sweepfile import check_sweep
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 

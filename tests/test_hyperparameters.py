@@ -23,6 +23,7 @@ from feddlp.hyperparameters import (
     variants,
 )
 from feddlp.methods import registry
+from feddlp.methods.base import STACKABLE
 
 REAL = "openai/clip-vit-base-patch32"  # a name only; nothing is loaded here
 PUBLISHED = """
@@ -90,7 +91,7 @@ def test_the_first_source_that_has_a_value_gives_it(sources):
         tables |= {"feddat_original": {"lr": 0.1}} if "own" in sources else {}
         preset = {"preset": "paper"} if "preset" in sources else {"preset": "tuned"}
         found = build("feddat_original", tables, **preset).lr
-    tuned = preset_fields(setting("tuned"), "feddat").get("lr", registry()["feddat"].lr)
+    tuned = preset_fields(setting("tuned"), "feddat", "feddat").get("lr", registry()["feddat"].lr)
     expected = next(
         (given_values[source] for source in ("own", "common", "variant", "preset") if source in sources), tuned
     )
@@ -208,16 +209,18 @@ def test_the_nearer_of_the_papers_two_betas_is_taken(beta, column):
     """Nearer on a logarithmic scale: the border is at the root of 0.1 times 0.01."""
     for data in ("flowers", "aircraft", "dtd"):
         for method in ("local", "flora", "feddat", "feddlp"):
-            found, expected = (preset_fields(setting("paper", "image", data, b), method) for b in (beta, column))
+            found, expected = (
+                preset_fields(setting("paper", "image", data, b), method, method) for b in (beta, column)
+            )
             assert found == expected
 
 
 @pytest.mark.parametrize("tower", ["image", "text", "both"])
 def test_other_data_has_rates_too_and_both_towers_take_those_of_images(tower):
     for name in registry():
-        fields_found = preset_fields(setting("paper", tower, ""), name)
+        fields_found = preset_fields(setting("paper", tower, ""), name, name)
         assert ("lr" in fields_found) == (name != "zero_shot")
-    both, image = (preset_fields(setting("paper", adapt, "dtd"), "feddlp") for adapt in ("both", "image"))
+    both, image = (preset_fields(setting("paper", adapt, "dtd"), "feddlp", "feddlp") for adapt in ("both", "image"))
     assert both == image
 
 
@@ -257,11 +260,13 @@ def test_every_preset_names_fields_and_methods_that_exist():
     for preset in presets:
         assert preset["summary"].endswith(".") or ")" in preset["summary"]
         assert preset.get("method", {}).keys() <= known
-    for rates in [table["published"], *(preset["rates"] for preset in presets if "rates" in preset)]:
-        assert rates.keys() == {"image", "text"}
-        for rows in (row for tower in rates.values() for row in tower.values()):
-            assert rows.keys() <= {*registry(), "kd_weight"}
-            assert all(len(both) == 2 and min(both) > 0 for both in rows.values())
+    for rows in (row for tower in table["published"].values() for row in tower.values()):
+        assert rows.keys() <= {*registry(), *variants(), "kd_weight"}
+        assert all(len(both) == 2 and min(both) > 0 for both in rows.values())
+    for tower in ("image", "text"):
+        for name, values in table["tuned"][tower].items():
+            assert name in {*registry(), *variants()}
+            assert values.keys() <= set(STACKABLE)
     for name, source in table["same_rates"].items():
         assert {name, source} <= registry().keys()
         assert name not in table["published"]["image"]["any"]

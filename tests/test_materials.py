@@ -1,4 +1,4 @@
-"""Who holds what: newcomers are the last clients and never in the federation, and every number's basis is said."""
+"""Who holds what: newcomers are drawn and never in the federation, and every number's basis is said."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def everything(data):
 
 @pytest.mark.parametrize("newcomers", [1, 3])
 @pytest.mark.parametrize("partition", ["few_shot_iid", "iid", "dirichlet"])
-def test_newcomers_are_the_last_clients_and_nobody_else_has_their_samples(newcomers, partition):
+def test_newcomers_are_some_of_the_clients_and_nobody_else_has_their_samples(newcomers, partition):
     found = prepared(newcomers=newcomers, partition=partition, dirichlet_beta=1.0)
-    members = 4 - newcomers
-    assert found.data.ids == tuple(range(members))
-    assert found.newcomers.ids == tuple(range(members, 4))
+    assert len(found.newcomers.ids) == newcomers
+    assert sorted((*found.data.ids, *found.newcomers.ids)) == [0, 1, 2, 3]
+    assert list(found.data.ids) == sorted(found.data.ids)
     assert found.partition["newcomers"] == list(found.newcomers.ids)
     assert not everything(found.data) & everything(found.newcomers)
     for data in (found.data, found.newcomers):
@@ -76,9 +76,16 @@ def test_who_is_a_newcomer_changes_nobodys_samples():
     assert whole.partition["newcomers"] == []
     for part in ("train", "validation", "test"):
         expected = getattr(whole.data, part).indices
-        found = [*getattr(some.data, part).indices, *getattr(some.newcomers, part).indices]
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        for data in (some.data, some.newcomers):
+            for client, found in zip(data.ids, getattr(data, part).indices, strict=True):
+                assert torch.equal(found, expected[client])
     assert whole.partition["clients"] == some.partition["clients"]
+
+
+def test_newcomers_are_drawn_by_the_partition_seed_not_simply_the_last_clients():
+    drawn = {prepared(newcomers=1, partition="iid", partition_seed=seed).newcomers.ids for seed in range(6)}
+    assert len(drawn) > 1
+    assert prepared(newcomers=2, partition="iid").newcomers.ids == prepared(newcomers=2, partition="iid").newcomers.ids
 
 
 def test_newcomers_never_take_part(backbones):
@@ -87,7 +94,7 @@ def test_newcomers_never_take_part(backbones):
     federation = Federation(
         [Lane(0, config.build_methods()["flora"])], found.backbone, found.prompts, found.data, config.training
     )
-    assert {slot.client for slot in federation.cohort.slots} == {0, 1}
+    assert not {slot.client for slot in federation.cohort.slots} & set(found.newcomers.ids)
     assert not everything(federation.everyone) & everything(found.newcomers)
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, LoRAMethod, Rank
+from feddlp.methods.base import Count, Forward, LoRAMethod
 from feddlp.model.adapters import Adapter
 
 
@@ -28,8 +28,8 @@ class FedPer(LoRAMethod):
 
     shared: ClassVar[tuple[str, ...]] = ("adapter",)
 
-    rank: Rank = 2
-    shared_layers: Rank = 2
+    rank: Count = 2
+    shared_layers: Count = 2
 
     def adapters(self) -> dict[str, Adapter]:
         return {"adapter": self.lora(self.rank)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -117,10 +118,11 @@ def sweep(
 
     console = Console()
     plan = load_sweep(path)
-    with reporting(console, f"feddlp sweep {path}") as reporter:
+    again = shlex.join(["feddlp", "sweep", str(path)])
+    with reporting(console, again) as reporter:
         result = run_sweep(plan, reporter)
     print_sweep(plan.folder, console)
-    complain(result["failed"], f"feddlp sweep {path}")
+    complain(result["failed"], again)
 
 
 @app.command()
@@ -159,8 +161,9 @@ def reproduce(
         overrides=tuple(word for word in words if "=" in word),
     )
     reading = reproduction.check_which(which)
+    reproduction.check_target(target)
     console = Console()
-    again = f"feddlp {' '.join(sys.argv[1:])}"
+    again = shlex.join(["feddlp", *sys.argv[1:]])
     with reporting(console, again) as reporter:
         result = reproduction.reproduce(request, reporter)
     print_paper(result.tables, reading, result.csv, console)
@@ -169,7 +172,7 @@ def reproduce(
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """ "0,1,42" -> (0, 1, 42)"""
-    if not all(part.strip().isdigit() for part in text.split(",")):
+    if not all(part.strip().isdecimal() for part in text.split(",")):
         raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
     return tuple(int(part) for part in text.split(","))
 
@@ -177,7 +180,8 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
 def complain(failed: dict[str, str], again: str) -> None:
     """End with an error where runs failed, after all that could be shown was shown."""
     if failed:
-        raise RunsFailed(f"{len(failed)} runs failed ({', '.join(failed)}); to try them again: {again}")
+        path, reason = next(iter(failed.items()))
+        raise RunsFailed(f"{len(failed)} failed, the first one {path} ({reason}); to try again: {again}")
 
 
 @app.command()
@@ -253,7 +257,7 @@ def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
         with reporter:
             yield reporter
     except KeyboardInterrupt:
-        again = again or (f"feddlp resume {reporter.folder}" if reporter.folder else "")
+        again = again or (shlex.join(["feddlp", "resume", str(reporter.folder)]) if reporter.folder else "")
         way_on = f"go on with: {again}" if again else "nothing was written yet"
         raise StoppedByUser(way_on) from None
 

@@ -101,7 +101,9 @@ class DataConfig(Section):
     test_share: float = Field(0.25, gt=0, lt=1, description="share of test samples, of each client or of the data set")
     validation_share: float = Field(0.1, ge=0, lt=1, description="validation samples, as a share of the training part")
     stratified: bool = Field(False, description="keep the shares of the classes when a client splits its samples")
-    newcomers: int = Field(0, ge=0, description="clients, the last ones, that join only when the federation is over")
+    newcomers: int = Field(
+        0, ge=0, description="clients, drawn by the partition seed, that join only when the federation is over"
+    )
     partition_seed: int = Field(1, ge=0, lt=2**32, description="fixes partition and splits, whatever the run seed")
 
 

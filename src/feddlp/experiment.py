@@ -14,6 +14,7 @@ from feddlp.federation.newcomers import join
 from feddlp.federation.rounds import Federation, Lane, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
+from feddlp.memory import reset_peak
 from feddlp.records import RunFolder, environment
 
 
@@ -42,6 +43,7 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
     Several entries train side by side, a lane each; they stand at the same round, and their methods differ in
     `methods.base.STACKABLE` fields only.
     """
+    reset_peak()
     config = entries[0].config
     lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
     federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training)

@@ -103,12 +103,15 @@ def rounds_of(preset: str) -> int | None:
     return rounds
 
 
-def preset_fields(setting: Setting, method: str) -> Table:
-    """What a preset says of a method's fields, learning rates included."""
+def preset_fields(setting: Setting, name: str, method: str) -> Table:
+    """What a preset says of the fields of a method or a variant of it, learning rates included."""
     table = asset("presets.toml")
-    preset = table[setting.preset]
-    rates = preset.get("rates", table["published"])["text" if setting.adapt == "text" else "image"]
-    row = table["same_rates"].get(method, method)
+    preset, tower = table[setting.preset], "text" if setting.adapt == "text" else "image"
+    if tower in preset:  # chosen for this tower, whatever the data
+        return dict(preset[tower].get(name, preset[tower].get(method, {})))
+    rates, alike = table["published"][tower], table["same_rates"]
+    own = any(name in rates[key] for key in rates)
+    row = alike.get(name) or (name if own else alike.get(method, method))
     column = 0 if setting.beta >= math.sqrt(0.1 * 0.01) else 1  # the nearer of the paper's two
     found = dict(preset.get("method", {}))
     for source in (rates["any"], rates.get(setting.known_as, {})):
@@ -152,7 +155,7 @@ def build_method(name: str, tables: Mapping[str, Any], setting: Setting | None =
     base = base_of(name, tables)
     twin = options_model(base)
     common = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-    given = (preset_fields(setting, base) if setting else {}) | variant_fields(name) | common
+    given = (preset_fields(setting, name, base) if setting else {}) | variant_fields(name) | common
     chosen = {key: value for key, value in given.items() if key in twin.model_fields}
     chosen |= {key: value for key, value in tables.get(name, {}).items() if key != "variant_of"}
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData
 from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
+from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
 
@@ -78,24 +79,36 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
         inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
-    members = len(splits) - config.data.newcomers
+    members, late = who_joins_late(config)
     labels = dataset.labels.to(backbone.device)
     counts = {
         "class_names": list(source.class_names),
         "clients": class_counts(splits, np.asarray(source.labels), len(source.class_names)),
-        "newcomers": list(range(members, len(splits))),
+        "newcomers": late,
     }
     return Materials(
         backbone=backbone,
         prompts=encoded,
-        data=client_data(inputs, labels, splits, range(members)),
-        newcomers=client_data(inputs, labels, splits, range(members, len(splits))) if config.data.newcomers else None,
+        data=client_data(inputs, labels, splits, members),
+        newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=counts,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
     )
 
 
-def client_data(inputs: torch.Tensor, labels: torch.Tensor, splits: list[ClientSplit], ids: range) -> FederatedData:
+def who_joins_late(config: Config) -> tuple[list[int], list[int]]:
+    """The clients of the federation, and those that join when it is over; the latter are drawn by the partition seed.
+
+    (Not simply the last ones: the last client of a Dirichlet deal collects the left-overs of most classes.)
+    """
+    order = torch.randperm(config.data.clients, generator=generator(config.data.partition_seed, "newcomers")).tolist()
+    cut = config.data.clients - config.data.newcomers
+    return sorted(order[:cut]), sorted(order[cut:])
+
+
+def client_data(
+    inputs: torch.Tensor, labels: torch.Tensor, splits: list[ClientSplit], ids: Sequence[int]
+) -> FederatedData:
     """The three parts of some clients' samples."""
     parts = (
         ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids))

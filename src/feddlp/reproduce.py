@@ -22,6 +22,18 @@ from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
 
 EMBEDDED_ROUNDS = 12
+FIXED = {
+    "data.dataset": "--data",
+    "data.known_as": "--data",
+    "model.checkpoint": "--model",
+    "seed": "--seeds",
+    "model.adapt": "the table",
+    "data.dirichlet_beta": "the table",
+    "data.partition_seed": "the paper",
+    "methods": "the table",
+    "name": "--data with --model",
+}
+"""Overrides that would contradict what a table says of itself, and what decides them."""
 READINGS = get_args(Which)
 Runs = dict[Key, list[list[Mapping[str, Any]]]]
 
@@ -63,6 +75,19 @@ def check_which(name: str) -> Which | None:
     return None if name == "all" else cast("Which", name)
 
 
+def check_target(target: float | None) -> None:
+    if target is not None and not 0 < target <= 100:
+        raise UserError(f"--target {target:g} is not an accuracy in %; give a number above 0, at most 100")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what the layout of the tables decides."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in FIXED:
+            raise UserError(f"{override}: {FIXED[key]} decides that for reproduce; leave it out")
+
+
 def split_data(text: str) -> tuple[str, str]:
     """ "digits" -> ("digits", "digits"); "pets=folder:photos" -> ("pets", "folder:photos")"""
     label, equals, source = text.partition("=")
@@ -75,6 +100,7 @@ def split_data(text: str) -> tuple[str, str]:
 
 def plan(request: Request, table: str, data: str) -> Sweep:
     """The sweep behind one table on one data set."""
+    check_overrides(request.overrides)
     label, source = split_data(data)
     config: Table = {}
     if request.model in EMBEDDED:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from feddlp.materials import Materials
 from feddlp.methods import registry
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder, write_atomically
+from feddlp.report.sweeps import is_sweep, read_result
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
 
 LAST_ROUNDS = 3
@@ -42,22 +43,31 @@ def identity(config: Config) -> tuple[str, ...]:
     return config.fingerprint(), config.data.dataset, config.model.checkpoint
 
 
+class OtherRunError(UserError):
+    """The sweep file was changed, and what lies there is not what it asks for."""
+
+
+def run_path(config: Config) -> Path:
+    return Path(config.runs_dir) / config.name
+
+
 def open_run(config: Config, tuning: bool = False) -> RunFolder:
     """The run's folder, made where it is new; one that has fewer rounds is given more.
 
     Raises:
-        UserError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
+        OtherRunError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
+        UserError: the folder's configuration is damaged.
     """
-    path = Path(config.runs_dir) / config.name
+    path = run_path(config)
     if not (path / "config.toml").exists():
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.toml", config.to_toml().encode())
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
     if identity(found) != identity(config):
-        raise UserError(f"{path} holds a run with another configuration; give the sweep another name")
+        raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
-        raise UserError(f"{path} holds a run of {found.training.rounds} rounds; give the sweep another name")
+        raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")
     if found.training.rounds < config.training.rounds:
         write_atomically(path / "config.toml", config.to_toml().encode())
     return RunFolder(path)
@@ -69,20 +79,33 @@ class Runner:
 
     sweep: Sweep
     reporter: Reporter
-    failed: dict[str, str]
+    save: Callable[[dict[str, Any]], None]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Bring the sweep to its end; what was chosen, which runs make up the result, what failed."""
         chosen: list[dict[str, Any]] = []
-        for index, setting in enumerate(self.sweep.settings()):
-            self.reporter.note(f"setting {index + 1} of {len(self.sweep.settings())}: {slug(setting)}")
+        settings = self.sweep.settings()
+        for index, setting in enumerate(settings):
+            self.reporter.note(f"setting {index + 1} of {len(settings)}: {slug(setting)}")
             materials = Lazy(partial(self._prepare, index))
-            for method in self.sweep.methods:
-                trial, scores = self._tune(index, method, materials)
-                jobs = [Job(index, method, trial, seed, None) for seed in self.seeds(method)]
-                self._play(jobs, materials)
-                chosen.append(self._summary(setting, method, trial, scores, jobs))
-        return {"choices": chosen, "failed": self.failed}
+            try:
+                for method in self.sweep.methods:
+                    chosen.append(self._method(index, method, materials))
+                    self.save({"finished": False, "choices": chosen, "failed": self.failed})
+            except UnusableError as error:
+                if len(settings) == 1:
+                    raise
+                self._leave(self.sweep.folder / slug(setting), error)
+            check_same_material(self.sweep.folder, [choice for choice in chosen if choice["setting"] == setting])
+        return {"finished": True, "choices": chosen, "failed": self.failed}
+
+    def _method(self, index: int, method: str, materials: Lazy) -> dict[str, Any]:
+        """One method in one setting: tuned, run, summed up."""
+        trial, scores = self._tune(index, method, materials)
+        jobs = [Job(index, method, trial, seed, None) for seed in self.seeds(method)]
+        self._play(jobs, materials)
+        return self._summary(self.sweep.settings()[index], method, trial, scores, jobs)
 
     def seeds(self, method: str) -> list[int]:
         """The run seeds; one is enough for a method that trains nothing."""
@@ -103,19 +126,28 @@ class Runner:
         self._play([job for row in jobs.values() for job in row], materials)
         scores = {trial: self._validation(row) for trial, row in jobs.items()}
         best = max(trials, key=lambda trial: float("-inf") if scores[trial] is None else float(scores[trial] or 0))
-        if scores[best] is None:
-            self.reporter.warn(f"{method}: no trial has a validation accuracy, so the first one is taken")
+        missing = [job_name(jobs[trial][0]) for trial in trials if scores[trial] is None]
+        if missing:
+            self.reporter.warn(f"{method}: {len(missing)} of {len(trials)} trials have no score: {', '.join(missing)}")
+        for name in self._edges(method, best):
+            self.reporter.warn(
+                f"{method}: the chosen {name} lies at the edge of tune.grid.{name}; a wider grid may be better"
+            )
         return best, {job_name(row[0]).rpartition("_")[0]: scores[trial] for trial, row in jobs.items()}
+
+    def _edges(self, method: str, chosen: Trial) -> list[str]:
+        """The fields whose chosen value is the smallest or largest that was tried."""
+        grid = self.sweep.tune.grid
+        return [name for name, value in chosen if len(grid[name]) > 2 and value in (min(grid[name]), max(grid[name]))]
 
     def _validation(self, jobs: Sequence[Job]) -> float | None:
         """Mean pooled validation accuracy over the last rounds and the tuning seeds, in %; None where a run failed."""
         scores = []
         for job in jobs:
             config = job_config(self.sweep, job)
-            folder = open_run(config, tuning=True)
-            if str(folder.path) in self.failed:
+            if str(run_path(config)) in self.failed:
                 return None
-            rows = folder.read_rounds()[: config.training.rounds]
+            rows = RunFolder(run_path(config)).read_rounds()[: config.training.rounds]
             if len(rows) < config.training.rounds or not rows[-1]["validation"]:
                 return None
             last = [float(row["validation"]["pooled"]) for row in rows[-LAST_ROUNDS:]]
@@ -127,47 +159,56 @@ class Runner:
         waiting = []
         for job in jobs:
             config = job_config(self.sweep, job)
-            entry = Entry(open_run(config, tuning=job.rounds is not None), config)
-            if self._waits(entry):
+            if entry := self._waits(config, tuning=job.rounds is not None):
                 waiting.append(entry)
         for bundle in bundles(waiting, self.sweep.side_by_side):
             self._attempt(bundle, materials)
 
-    def _waits(self, entry: Entry) -> bool:
-        """Whether a run is still to be played; one with a damaged record is left behind."""
-        if str(entry.folder.path) in self.failed:
-            return False
+    def _waits(self, config: Config, tuning: bool) -> Entry | None:
+        """The run, if it is still to be played; one with a damaged folder is left behind."""
+        path = run_path(config)
+        if str(path) in self.failed:
+            return None
         try:
-            entry.folder.checkpoint_state(entry.config.methods[0])
-            return not finished(entry)
+            entry = Entry(open_run(config, tuning), config)
+            entry.folder.checkpoint_state(config.methods[0])
+            return None if finished(entry) else entry
+        except OtherRunError:
+            raise
         except UserError as error:
-            self._leave(entry, error)
-            return False
+            self._leave(path, error)
+            return None
 
-    def _leave(self, entry: Entry, error: Exception) -> None:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        self.failed[str(entry.folder.path)] = text
-        self.reporter.warn(f"{entry.folder.path} failed and is left behind: {text}")
+    def _leave(self, path: Path, error: Exception) -> None:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        self.failed[str(path)] = " ".join(f"{kind}{error}".split())
+        self.reporter.warn(f"{path} failed and is left behind: {self.failed[str(path)]}")
 
     def _attempt(self, bundle: Sequence[Entry], materials: Lazy) -> None:
         """One bundle; where it fails, each of its runs by itself, so that one does not spoil the others."""
         name = bundle[0].config.methods[0]
         self.reporter.note(f"{name}: {', '.join(entry.folder.path.name for entry in bundle)}")
+        shared = materials.get()  # what is wrong with data or model is wrong with every run
         try:
-            play_together(bundle, name, materials.get(), self.reporter)
+            play_together(bundle, name, shared, self.reporter)
         except Exception as error:
             if len(bundle) > 1:
                 for entry in bundle:
                     self._attempt([entry], materials)
                 return
-            self._leave(bundle[0], error)
+            self._leave(bundle[0].folder.path, error)
 
     def _summary(
         self, setting: Table, method: str, trial: Trial, scores: Mapping[str, float | None], jobs: Sequence[Job]
     ) -> dict[str, Any]:
-        paths = [Path(config.runs_dir) / config.name for config in (job_config(self.sweep, job) for job in jobs)]
+        paths = [run_path(job_config(self.sweep, job)) for job in jobs]
         runs = [str(path.relative_to(self.sweep.folder)) for path in paths if str(path) not in self.failed]
-        return {"setting": setting, "method": method, "chosen": dict(trial), "validation": dict(scores), "runs": runs}
+        chosen = {"chosen": dict(trial), "edges": self._edges(method, trial), "validation": dict(scores)}
+        return {"setting": setting, "method": method, **chosen, "runs": runs}
+
+
+class UnusableError(UserError):
+    """Data or model that no run of a setting can use."""
 
 
 class Lazy:
@@ -178,7 +219,10 @@ class Lazy:
         self.made: Materials | None = None
 
     def get(self) -> Materials:
-        self.made = self.made or self.make()
+        try:
+            self.made = self.made or self.make()
+        except UserError as error:
+            raise UnusableError(str(error)) from error
         return self.made
 
 
@@ -224,10 +268,10 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(sweep.folder / ".lock", timeout=0):
-            result = Runner(sweep, reporter, {}).run()
-            kept = earlier(sweep, result["choices"]) if keep else []
-            record = {**result, "choices": kept + result["choices"]}
-            write_atomically(sweep.folder / "sweep.json", json.dumps(record, indent=1).encode())
+            before = read_result(sweep.folder) if keep and is_sweep(sweep.folder) else []
+            save = partial(save_result, sweep.folder, before)
+            result = Runner(sweep, reporter, save).run()
+            save(result)
     except Timeout as error:
         raise UserError(f"{sweep.folder} is in use by another feddlp process; wait for it or stop it") from error
     except OSError as error:
@@ -235,9 +279,25 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     return result
 
 
-def earlier(sweep: Sweep, choices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What sweep.json holds of methods and settings that are not among `choices`."""
-    file = sweep.folder / "sweep.json"
-    known = [(choice["setting"], choice["method"]) for choice in choices]
-    recorded = json.loads(file.read_text(encoding="utf-8"))["choices"] if file.exists() else []
-    return [choice for choice in recorded if (choice["setting"], choice["method"]) not in known]
+def save_result(folder: Path, before: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+    """Write sweep.json: the result so far, and what an earlier sweep found of other methods and settings."""
+    known = [(choice["setting"], choice["method"]) for choice in result["choices"]]
+    kept = [choice for choice in before if (choice["setting"], choice["method"]) not in known]
+    record = {**result, "choices": kept + result["choices"]}
+    write_atomically(folder / "sweep.json", json.dumps(record, indent=1).encode())
+
+
+def check_same_material(folder: Path, choices: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to set runs side by side that saw other images or weights.
+
+    Raises:
+        UserError: two runs differ; both are named.
+    """
+    first: tuple[Path, dict[str, Any]] | None = None
+    for path in (folder / run for choice in choices for run in choice["runs"]):
+        if not (seen := RunFolder(path).read_environment()):
+            continue
+        first = first or (path, seen)
+        for key in ("data", "backbone"):
+            if seen.get(key) != first[1].get(key):
+                raise UserError(f"{path} and {first[0]} did not have the same {key}; use another name or runs_dir")

@@ -18,9 +18,10 @@ from feddlp.records import CLIENT_COLUMNS
 ROUND = {
     *("method", "seed", "round", "test", "validation", "diagnostics", "train_loss", "parameters", "parameters_sent"),
     *("clients", "participants", "reported", "bytes_down", "bytes_up", "active_ranks", "gates", "seconds", "peak_mib"),
+    *("lanes", "export_bytes"),
 }
 ACCURACY = {"pooled", "client_mean", "client_std", "client_lowest", "client_p10"}
-DIAGNOSTICS = {"received", "local", "global", "combined", "ensemble"}
+DIAGNOSTICS = {"predicted", "received", "local", "global", "combined", "ensemble"}
 PARTIAL = {"participation": 0.7, "report_rate": 0.5}
 METHODS = {name: method() for name, method in registry().items()} | {
     "compact": FedDLP(compact=True, gate_threshold=0.3, lr=0.02),

@@ -39,6 +39,8 @@ def row(round: int, test: float, validation: float | None, method: str = "feddlp
         "bytes_up": 2**20,
         "active_ranks": 20.0 - round,
         "gates": 20,
+        "export_bytes": 1000.0,
+        "lanes": 1,
         "seconds": float(round),
         **other,
     }
@@ -111,7 +113,18 @@ def test_active_ranks_are_those_left_at_the_end():
 
 
 def test_a_method_without_gates_or_parameters():
-    plain = row(1, 60, 50, active_ranks=None, gates=0, parameters={}, parameters_sent=0, bytes_up=0, bytes_down=0)
+    plain = row(
+        1,
+        60,
+        50,
+        active_ranks=None,
+        export_bytes=None,
+        gates=0,
+        parameters={},
+        parameters_sent=0,
+        bytes_up=0,
+        bytes_down=0,
+    )
     line = summarise_method([plain])
     assert (line.parameters, line.parameters_sent, line.mib) == (0, 0, 0)
     assert " - " in shown([line])

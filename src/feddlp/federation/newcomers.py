@@ -9,7 +9,8 @@ from torch import Tensor
 from feddlp.data.batches import Batch
 from feddlp.evaluation import accuracy
 from feddlp.federation.rounds import EVALUATION_BATCH, FederatedData, Federation
-from feddlp.model.forward import Forward, View
+from feddlp.model.adapters import View
+from feddlp.model.forward import Forward
 from feddlp.training.cohort import Cohort, Slot
 
 

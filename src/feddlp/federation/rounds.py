@@ -11,7 +11,6 @@ Lanes share the frozen backbone and every step of the loop, and nothing else.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from feddlp.data.batches import Batch, ClientData
 from feddlp.data.prompts import Prompts
 from feddlp.federation.aggregation import Server
 from feddlp.federation.participation import draw
+from feddlp.memory import peak_mib
 from feddlp.methods.base import Method
 from feddlp.model.adapters import Theta
 from feddlp.model.backbone import Backbone
@@ -67,7 +67,7 @@ class RoundResult:
     """What one round did in one lane; every tensor [K], with NaN or 0 for clients that sat it out."""
 
     round: int
-    seconds: float
+    seconds: float  # of the round, all lanes together
     participated: Tensor  # bool
     reported: Tensor  # bool
     losses: Mapping[str, Tensor]  # by adapter, mean over the last local epoch
@@ -78,7 +78,8 @@ class RoundResult:
     ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
     bytes_down: Tensor
     bytes_up: Tensor
-    peak_mib: float  # of the process so far
+    lanes: int  # how many trained side by side
+    peak_mib: float  # since the method began, all lanes together
 
 
 class Federation:
@@ -148,6 +149,8 @@ class Federation:
         self._score(cohort, data, rows)
         if self.training.diagnostics:
             diagnostics |= cohort.correct(data.test, EVALUATION_BATCH, cohort.method.inferences)
+        if diagnostics:
+            diagnostics["predicted"] = self.correct["test"].view(-1)[rows]
         bytes_up = cohort.payload()
         reports = torch.cat([reports[joins] for joins, reports in draws])
         self._aggregate(cohort, reports)
@@ -155,7 +158,7 @@ class Federation:
             self.cohort.put_back(rows, cohort)
         self.cohort.compact()
         self.round += 1
-        seconds = (time.perf_counter() - started) / len(self.lanes)
+        seconds = time.perf_counter() - started
         found = Found(rows, reports, losses, diagnostics, data.test.sizes(), bytes_down, bytes_up * reports)
         return [self._result(lane, seconds, found) for lane in range(len(self.lanes))]
 
@@ -250,6 +253,7 @@ class Federation:
             },
             bytes_down=spread(found.bytes_down, 0),
             bytes_up=spread(found.bytes_up, 0),
+            lanes=len(self.lanes),
             peak_mib=peak_mib(),
         )
 
@@ -288,10 +292,3 @@ class Found:
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def peak_mib() -> float:
-    """The most memory that the process has used so far: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

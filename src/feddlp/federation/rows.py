@@ -12,6 +12,7 @@ from torch import Tensor
 from feddlp.costs import sent_parameters, trainable_parameters
 from feddlp.evaluation import accuracy
 from feddlp.federation.rounds import Federation, RoundResult
+from feddlp.model.adapters import LinearSite
 
 Row = dict[str, Any]
 
@@ -40,7 +41,9 @@ def round_row(name: str, lane: int, federation: Federation, result: RoundResult)
         "bytes_up": whole(result.bytes_up.sum().item() / clients),
         "active_ranks": None if not result.active else sum_active(result.active).double().mean().item(),
         "gates": gates_at_start(federation),
+        "export_bytes": export_bytes(federation, result),
         "seconds": round(result.seconds, 3),
+        "lanes": result.lanes,
         "peak_mib": round(result.peak_mib, 1),
     }
 
@@ -62,6 +65,18 @@ def mean_losses(result: RoundResult, samples: Tensor) -> dict[str, float | None]
 def sum_active(active: Mapping[str, Tensor]) -> Tensor:
     """Gates that are not zero, of each client over all sites. [K]"""
     return torch.stack(list(active.values())).sum(0)
+
+
+def export_bytes(federation: Federation, result: RoundResult) -> float | None:
+    """Bytes of A and B of the ranks that are left, gates folded in, mean over clients; None without gates."""
+    if not result.active:
+        return None
+    sites, total = federation.cohort.backbone.sites, 0.0
+    for key, active in result.active.items():
+        site = sites[site_only(key)]
+        assert isinstance(site, LinearSite)
+        total += 4 * (site.in_features + site.out_features) * active.double().mean().item()
+    return total
 
 
 def gates_at_start(federation: Federation) -> int:

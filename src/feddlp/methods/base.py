@@ -15,7 +15,7 @@ has stepped. So the freezing rule (paper §V-D) needs no code, and the order of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -25,16 +25,14 @@ from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.federation.aggregation import average_products, weighted_mean
-from feddlp.model.adapters import Adapter, Layers, LoRA, LoRAInit, LoRAScaling, Theta
+from feddlp.model.adapters import Adapter, Layers, LoRA, LoRAInit, LoRAScaling, Theta, View
 from feddlp.model.gates import GatedLoRA, GateInit, GateSchedule, Prox
 from feddlp.training.losses import Objective, cross_entropy
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Decay = Annotated[float, Ge(0), Lt(1)]
-Rank = Annotated[int, Ge(1)]
-View = str | Mapping[str, float]
-"""The adapters that act, and their weights: "local", or {"local": 0.5, "teacher": 0.5}; {} is the frozen model."""
+Momentum = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
 STACKABLE = ("lr", "kd_weight", "gate_threshold")
 """Fields in which trials may differ and still train side by side."""
 
@@ -71,8 +69,8 @@ class Method(ABC):
 
     objective: Objective = "class_ce"
     lr: Positive = 1e-3
-    beta1: Decay = 0.9
-    beta2: Decay = 0.999
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.999
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     decay: Literal["decoupled", "l2"] = "decoupled"
@@ -80,7 +78,7 @@ class Method(ABC):
     reset_optimizer: bool = False
     proximal: NonNegative = 0.0
     averaging: Literal["samples", "uniform"] = "samples"
-    server_momentum: Decay = 0.0
+    server_momentum: Momentum = 0.0
 
     @abstractmethod
     def adapters(self) -> dict[str, Adapter]:
@@ -200,7 +198,7 @@ class GatedMethod(LoRAMethod):
     gate_init: GateInit = "normal"
     prox: Prox = "soft"
     gate_schedule: GateSchedule = "constant"
-    gate_schedule_rounds: Rank = 100
+    gate_schedule_rounds: Count = 100
     compact: bool = False
 
     def gated(self, rank: int) -> GatedLoRA:

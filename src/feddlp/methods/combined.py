@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from feddlp.methods.base import View, keep_copy
+from feddlp.methods.base import keep_copy
 from feddlp.methods.feddlp import FedDLP
-from feddlp.model.adapters import Adapter, Theta
+from feddlp.model.adapters import Adapter, Theta, View
 
 
 @dataclass(frozen=True, kw_only=True)

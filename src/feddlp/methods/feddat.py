@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, LoRAMethod, NonNegative, Positive, Rank, View, keep_copy
-from feddlp.model.adapters import Adapter, Theta
+from feddlp.methods.base import Count, Forward, LoRAMethod, NonNegative, Positive, keep_copy
+from feddlp.model.adapters import Adapter, Theta, View
 from feddlp.training.losses import Direction, distillation, ensemble
 
 
@@ -38,7 +38,7 @@ class FedDAT(LoRAMethod):
     shared: ClassVar[tuple[str, ...]] = ("global",)
     frozen: ClassVar[tuple[str, ...]] = ("copy",)
 
-    rank: Rank = 2
+    rank: Count = 2
     adapter_share: Positive = 1.0
     loss_share: Positive = 1.0
     kd_weight: NonNegative = 1.0

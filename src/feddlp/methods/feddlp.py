@@ -22,8 +22,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, GatedMethod, NonNegative, Positive, Rank, View
-from feddlp.model.adapters import Adapter
+from feddlp.methods.base import Count, Forward, GatedMethod, NonNegative, Positive
+from feddlp.model.adapters import Adapter, View
 from feddlp.training.losses import Direction, distillation, ensemble
 
 
@@ -38,8 +38,8 @@ class FedDLP(GatedMethod):
 
     shared: ClassVar[tuple[str, ...]] = ("global",)
 
-    local_rank: Rank = 4
-    global_rank: Rank = 2
+    local_rank: Count = 4
+    global_rank: Count = 2
     kd_weight: NonNegative = 0.1
     kd_temperature: Positive = 3.0
     kd_direction: Direction = "teacher_student"

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, LoRAMethod, Rank
+from feddlp.methods.base import Count, Forward, LoRAMethod
 from feddlp.model.adapters import Adapter
 
 
@@ -26,7 +26,7 @@ class FLoRA(LoRAMethod):
 
     shared: ClassVar[tuple[str, ...]] = ("adapter",)
 
-    rank: Rank = 2
+    rank: Count = 2
 
     def adapters(self) -> dict[str, Adapter]:
         return {"adapter": self.lora(self.rank)}

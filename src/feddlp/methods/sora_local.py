@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.methods.base import Forward, GatedMethod, Rank
+from feddlp.methods.base import Count, Forward, GatedMethod
 from feddlp.model.adapters import Adapter
 
 
@@ -16,7 +16,7 @@ from feddlp.model.adapters import Adapter
 class SoRALocal(GatedMethod):
     """One gated LoRA per client, never sent."""
 
-    rank: Rank = 2
+    rank: Count = 2
 
     def adapters(self) -> dict[str, Adapter]:
         return {"adapter": self.gated(self.rank)}

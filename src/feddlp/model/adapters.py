@@ -27,6 +27,9 @@ from torch import Tensor
 Theta = dict[str, Tensor]
 """One adapter: "site.leaf" -> [K, *leaf shape], or without the K axis for one client or the server."""
 
+View = str | Mapping[str, float]
+"""The adapters that act, and their weights: "local", or {"local": 0.5, "teacher": 0.5}; {} is the frozen model."""
+
 LoRAInit = Literal["kaiming", "authors"]
 LoRAScaling = Literal["standard", "rslora"]
 Layers = Literal["all", "attention_out"]

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.data.prompts import Prompts
-from feddlp.model.adapters import Adapter, Dense, Theta, sites_of
+from feddlp.model.adapters import Adapter, Dense, Theta, View, sites_of
 from feddlp.model.backbone import Backbone
 
-View = str | Mapping[str, float]
 Encode = Callable[[Tensor, Mapping[str, Tensor] | None], Tensor]
 """One of the backbone's two encoders."""
 

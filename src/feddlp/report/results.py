@@ -27,6 +27,7 @@ from feddlp.report.series import Setting, Track
 
 Styles = Mapping[str, Style]
 WAYS = {
+    "predicted": "predicted: as the method itself predicts",
     "received": "received: the shared adapter as it arrives, before local training",
     "local": "local: the private adapter alone",
     "global": "global: the shared adapter after local training",
@@ -93,7 +94,7 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
         "Active ranks: gates that are not zero after the final round, mean over clients.",
         "Seconds and memory are of the whole federation on the machine that ran it, with all clients side by side; "
         "they compare methods on that machine and say little about a device of its own. "
-        "Peak memory is that of the costliest round.",
+        "Peak memory is that of the costliest round. Runs side by side share both and have no number.",
         OVER_SEEDS,
     )
     rows = [[method, *cost_cells(tracks)] for method, tracks in setting.tracks.items()]
@@ -110,9 +111,14 @@ def cost_cells(tracks: Sequence[Track]) -> list[str]:
         ABSENT if sent is None else f"{sent:,}",
         shown(measure(measures.sent_mib(track.rows) for track in tracks)),
         f"{shown(active, 1)} of {last['gates']}" if active and last.get("gates") else ABSENT,
-        shown(measure(measures.mean_of(track.rows, "seconds") for track in tracks)),
-        shown(measure(measures.largest(track.rows, "peak_mib") for track in tracks), 0),
+        shown(measure(alone(track, measures.mean_of(track.rows, "seconds")) for track in tracks)),
+        shown(measure(alone(track, measures.largest(track.rows, "peak_mib")) for track in tracks), 0),
     ]
+
+
+def alone(track: Track, value: float | None) -> float | None:
+    """The value, unless the run shared its time and memory with others on the client axis."""
+    return None if any(row.get("lanes", 1) > 1 for row in track.rows) else value
 
 
 def curves(setting: Setting, prefix: str, styles: Styles) -> Section:
@@ -216,15 +222,17 @@ def ways_table(setting: Setting, prefix: str) -> Block:
     if not ways:
         return Missing("No other ways to predict are recorded in these runs.")
     rows = [
-        [method, shown(measures.final_accuracy(tracks)), *(shown(way_accuracy(tracks, way)) for way in ways)]
+        [method, *(shown(way_accuracy(tracks, way)) for way in ways)]
         for method, tracks in setting.tracks.items()
         if measures.keys_of(tracks, "diagnostics")
     ]
-    notes = ("; ".join(WAYS.get(way, way) for way in ways) + ".", OVER_SEEDS)
-    caption = "Pooled test accuracy in % at the final round, by way to predict"
-    return Table(
-        f"{prefix}-ways", caption, ("Method", "As the method predicts", *map(str.capitalize, ways)), rows, notes
+    notes = (
+        "; ".join(WAYS.get(way, way) for way in ways) + ".",
+        "Over the test samples of the clients that took part in the round, so that all ways are judged by the same.",
+        OVER_SEEDS,
     )
+    caption = "Pooled test accuracy in % at the final round, by way to predict"
+    return Table(f"{prefix}-ways", caption, ("Method", *map(str.capitalize, ways)), rows, notes)
 
 
 def way_accuracy(tracks: Sequence[Track], way: str) -> measures.Measure | None:

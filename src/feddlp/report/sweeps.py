@@ -24,11 +24,15 @@ ACCURACY = (
     "std over\nclients",
     "lowest\nclient",
 )
-COSTS = ("method", "chosen on validation data", "trained\nparams", "MiB per\nclient", "active\nranks")
+COSTS = ("method", "chosen on\nvalidation data", "trained\nparams", "MiB per\nclient", "active\nranks", "KiB\nleft")
 ACCURACY_NOTE = (
     "Pooled test accuracy in %, mean ± sample standard deviation over seeds.\n"
     "Std over clients and lowest client: of the final round, mean over seeds.\n"
     "* optimistic: picked on test data."
+)
+COSTS_NOTE = (
+    "! the best value lies at the edge of the grid. MiB up and down over all rounds.\n"
+    "KiB left: A and B of the private adapter without its pruned ranks, float32."
 )
 NAMES = {"lr": "lr", "kd_weight": "kd", "gate_threshold": "xi"}
 
@@ -39,6 +43,7 @@ class Line(NamedTuple):
     setting: str
     method: str
     chosen: Mapping[str, float]
+    edges: Sequence[str]  # chosen values that are the smallest or largest of the grid
     runs: Sequence[Summary]  # one a seed
 
 
@@ -47,17 +52,15 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_result(path: Path) -> list[dict[str, Any]]:
-    """What a sweep wrote down at its end: for each setting and method what was chosen and its runs.
+    """What a sweep wrote down: for each setting and method what was chosen and its runs.
 
     Raises:
-        UserError: not the folder of a finished sweep.
+        UserError: not the folder of a sweep, or a damaged one.
     """
     try:
         return list(json.loads((path / "sweep.json").read_text(encoding="utf-8"))["choices"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not the folder of a finished sweep ({error}); run it first: feddlp sweep"
-        ) from error
+        raise UserError(f"{path} is not the folder of a sweep ({error}); run it first: feddlp sweep FILE") from error
 
 
 def run_folders(path: Path) -> list[RunFolder]:
@@ -73,7 +76,7 @@ def read_sweep(path: Path) -> list[Line]:
         played = [RunFolder.open(path / run).read_rounds() for run in choice["runs"]]
         runs = [summarise_method(rows) for rows in played if rows]
         if runs:
-            lines.append(Line(title, choice["method"], choice["chosen"], runs))
+            lines.append(Line(title, choice["method"], choice["chosen"], choice.get("edges", ()), runs))
     return lines
 
 
@@ -108,11 +111,21 @@ def cost_cells(line: Line) -> tuple[str, ...]:
     active = [run.active_ranks for run in line.runs]
     return (
         line.method,
-        " ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in line.chosen.items()) or "-",
+        " ".join(chosen_text(line, key) for key in line.chosen) or "-",
         f"{line.runs[0].parameters:,}",
         f"{statistics.fmean(run.mib for run in line.runs):.2f}",
         "-" if active[0] is None else f"{show_mean(active, 1)} of {line.runs[0].gates}",
+        show_mean([None if run.export_mib is None else 1024 * run.export_mib for run in line.runs], 0),
     )
+
+
+def chosen_text(line: Line, key: str) -> str:
+    """ "lr 0.01", with a mark where the grid ends there."""
+    return f"{NAMES.get(key, key)} {line.chosen[key]:g}" + ("!" if key in line.edges else "")
+
+
+def is_finished(path: Path) -> bool:
+    return bool(json.loads((path / "sweep.json").read_text(encoding="utf-8")).get("finished"))
 
 
 def by_setting(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
@@ -127,7 +140,7 @@ def sweep_tables(path: Path) -> list[Table]:
         seeds = max(len(line.runs) for line in lines)
         heading = "  ".join(filter(None, [str(path), title, f"{seeds} {'seed' if seeds == 1 else 'seeds'}"]))
         tables.append(text_table(heading, ACCURACY, [accuracy_cells(line) for line in lines], ACCURACY_NOTE))
-        tables.append(text_table("", COSTS, [cost_cells(line) for line in lines], ""))
+        tables.append(text_table("", COSTS, [cost_cells(line) for line in lines], COSTS_NOTE))
     return tables
 
 
@@ -135,7 +148,7 @@ def sweep_csv(path: Path) -> str:
     """One row a setting, method and seed."""
     table = io.StringIO()
     fields = ("final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest")
-    costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "seconds", "rounds")
+    costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "export_mib", "rounds")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("setting", "method", "seed", "tuned", *fields, *costs))
     for line in read_sweep(path):

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feddlp.costs import MIB
+from feddlp.errors import UserError
 
 Row = Mapping[str, Any]
 
@@ -40,7 +41,8 @@ class Summary:
     mib: float  # sent and received by one client over the whole run
     active_ranks: float | None  # mean over clients, of all gates
     gates: int
-    seconds: float  # per round, mean
+    seconds: float | None  # per round, mean; None where runs trained side by side
+    export_mib: float | None  # of what is left of the private adapter, mean over clients; None without gates
 
 
 def pooled(row: Row, part: str) -> float:
@@ -70,14 +72,22 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
         mib=sum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB,
         active_ranks=final["active_ranks"],
         gates=final["gates"],
-        seconds=sum(row["seconds"] for row in rows) / len(rows),
+        seconds=None if any(row["lanes"] > 1 for row in rows) else sum(row["seconds"] for row in rows) / len(rows),
+        export_mib=None if final["export_bytes"] is None else final["export_bytes"] / MIB,
     )
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """All methods of a run, in the order in which they were run."""
+    """All methods of a run, in the order in which they were run.
+
+    Raises:
+        UserError: the rows are another version's.
+    """
     methods = dict.fromkeys(row["method"] for row in rows)
-    return [summarise_method([row for row in rows if row["method"] == method]) for method in methods]
+    try:
+        return [summarise_method([row for row in rows if row["method"] == method]) for method in methods]
+    except KeyError as error:
+        raise UserError(f"rounds.jsonl has no {error}: another version of feddlp made it; use that one") from error
 
 
 def accuracy_cells(line: Summary) -> tuple[str, ...]:
@@ -101,7 +111,7 @@ def cost_cells(line: Summary) -> tuple[str, ...]:
         f"{line.parameters_sent:,}",
         f"{line.mib:.2f}",
         "-" if line.active_ranks is None else f"{line.active_ranks:.1f} of {line.gates}",
-        f"{line.seconds:.2f}",
+        "-" if line.seconds is None else f"{line.seconds:.2f}",
     )
 
 

@@ -178,14 +178,13 @@ class Cohort:
         Args:
             predict: the ways; the method's own, under the name "", where it is left out.
         """
-        totals: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {} if predict else {"": torch.zeros(len(self.slots), dtype=torch.int64)}
         for batch in data.in_order(batch_size):
             ways = predict(self.forward, batch) if predict else {"": self.method.predict(self.forward, batch)}
             for name, logits in ways.items():
                 hits = ((logits.argmax(-1) == batch.labels) & batch.mask).sum(1)
-                totals[name] = totals.get(name, 0) + hits
-        none = torch.zeros(len(self.slots), dtype=torch.int64)
-        return {name: total.cpu() for name, total in totals.items()} or {"": none}
+                totals[name] = totals.get(name, 0) + hits.cpu()
+        return totals
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a client must keep between rounds: adapters and optimiser state, K axis first."""
