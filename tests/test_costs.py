@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
 
-from feddlp.costs import trainable_parameters
+from feddlp.costs import MIB, sent_parameters, trainable_parameters
 from feddlp.methods import registry
+from feddlp.model.backbone import find_sites
 from feddlp.training.cohort import initial
 
 
@@ -25,3 +28,29 @@ def test_parameters_are_those_of_the_adapters_a_client_starts_with(backbones, na
 def test_every_shared_adapter_is_one_that_clients_have(name):
     method = registry()[name]()
     assert set(method.shared) <= set(method.adapters())
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "mib"),
+    [
+        ("feddlp", "text", 1.703125),
+        ("feddat", "text", 1.703125),
+        ("flora", "image", 2.55078125),
+        ("feddlp", "image", 2.55078125),
+        ("fedclip", "text", 4.0078125),
+        ("fedclip", "image", 4.0078125),
+    ],
+)
+def test_a_round_on_vit_b32_costs_what_the_paper_says(name, tower, mib):
+    with torch.device("meta"):
+        sites = find_sites(CLIPModel(CLIPConfig()), tower)
+    assert 2 * 4 * sent_parameters(registry()[name](), sites) / MIB == mib
+
+
+def test_what_stays_at_home_or_is_known_costs_nothing(backbones):
+    sites = backbones["text"].sites
+    whole = sent_parameters(registry()["flora"](), sites)
+    only_a = sent_parameters(registry()["flora"](factors_sent="A"), sites)
+    only_b = sent_parameters(registry()["flora"](factors_trained="B"), sites)
+    assert only_a + only_b == whole
+    assert sent_parameters(registry()["local"](), sites) == 0
