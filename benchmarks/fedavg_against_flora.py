@@ -19,7 +19,7 @@ import sys
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, logging
 
 from feddlp.config import TrainingConfig
 from feddlp.data.batches import ClientData
@@ -34,6 +34,7 @@ CLASSES, TOKENS = 37, 12  # Oxford pets with its prompt
 
 def backbone(adapt: str) -> Backbone:
     """ViT-B/32 from its configuration, with random weights."""
+    logging.set_verbosity_error()
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig())
     return Backbone(model, None, CLIPImageProcessor(), adapt, 100.0)  # type: ignore[arg-type]

@@ -264,6 +264,7 @@ def test_every_preset_names_fields_and_methods_that_exist():
         assert rows.keys() <= {*registry(), *variants(), "kd_weight"}
         assert all(len(both) == 2 and min(both) > 0 for both in rows.values())
     for tower in ("image", "text"):
+        assert all(preset_fields(setting("tuned", tower), name, name) for name in registry().keys() - {"zero_shot"})
         for name, values in table["tuned"][tower].items():
             assert name in {*registry(), *variants()}
             assert values.keys() <= set(STACKABLE)

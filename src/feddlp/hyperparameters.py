@@ -107,9 +107,11 @@ def preset_fields(setting: Setting, name: str, method: str) -> Table:
     """What a preset says of the fields of a method or a variant of it, learning rates included."""
     table = asset("presets.toml")
     preset, tower = table[setting.preset], "text" if setting.adapt == "text" else "image"
+    alike = table["same_rates"]
     if tower in preset:  # chosen for this tower, whatever the data
-        return dict(preset[tower].get(name, preset[tower].get(method, {})))
-    rates, alike = table["published"][tower], table["same_rates"]
+        rows = preset[tower]
+        return dict(rows.get(name) or rows.get(method) or rows.get(alike.get(method), {}))
+    rates = table["published"][tower]
     own = any(name in rates[key] for key in rates)
     row = alike.get(name) or (name if own else alike.get(method, method))
     column = 0 if setting.beta >= math.sqrt(0.1 * 0.01) else 1  # the nearer of the paper's two
