@@ -49,7 +49,7 @@ def prompts(model: Backbone) -> Prompts:
 
 
 def federation(name: str, options: argparse.Namespace) -> Federation:
-    """Clients with random images (or features of images) to train on, and nothing to score: that would blur the ratio."""
+    """Clients with random images (or features of images) to train on, and nothing to score, as that would blur it."""
     model = backbone(options.adapt)
     count = options.steps * options.batch
     shape = (3, 224, 224) if options.adapt == "image" else (512,)
