@@ -166,7 +166,7 @@ def reproduce(
     again = shlex.join(["feddlp", *sys.argv[1:]])
     with reporting(console, again) as reporter:
         result = reproduction.reproduce(request, reporter)
-    print_paper(result.tables, reading, result.csv, console)
+    print_paper(result.tables, reading, result.csv, result.page, console)
     complain(result.failed, again)
 
 

@@ -58,9 +58,11 @@ def print_sweep(path: Path, console: Console) -> None:
     out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, console: Console) -> None:
-    """Tables in the paper's layout, and where they are as CSV."""
+def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: Path | None, console: Console) -> None:
+    """Tables in the paper's layout, and where they are as CSV and as a page."""
     out = printer(console)
     for table in tables:
         out.print(*text(table, which))
     out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
+    if page:
+        out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -15,9 +15,11 @@ from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter
 from feddlp.model.backbone import EMBEDDED, load_clip_config
 from feddlp.records import RunFolder, write_atomically
+from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
 from feddlp.report.paper_numbers import Key
+from feddlp.report.paper_protocol import deviations
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
 
@@ -36,6 +38,7 @@ FIXED = {
 """Overrides that would contradict what a table says of itself, and what decides them."""
 READINGS = get_args(Which)
 Runs = dict[Key, list[list[Mapping[str, Any]]]]
+Failed = dict[str, str]
 
 
 class Request(NamedTuple):
@@ -55,6 +58,7 @@ class Result(NamedTuple):
     tables: list[PaperTable]
     folders: list[Path]
     csv: Path
+    page: Path | None  # None: no run has a finished round
     failed: dict[str, str]
 
 
@@ -142,21 +146,54 @@ def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]], into
         into[key] = [list(rows) for rows in played if rows]
 
 
-def reproduce(request: Request, reporter: Reporter) -> Result:
-    """Run what the tables need and is not finished, and make them; also as CSV beside the runs."""
-    papers_model = is_papers_model(request.model)
-    tables: list[PaperTable] = []
+def used_runs(sweep: Sweep, choices: Sequence[Mapping[str, Any]]) -> list[RunFolder]:
+    """The folders of a sweep's runs that have a finished round."""
+    folders = [RunFolder.open(sweep.folder / run) for choice in choices for run in choice["runs"]]
+    return [folder for folder in folders if folder.read_rounds()]
+
+
+def play(request: Request, table: str, reporter: Reporter) -> tuple[PaperTable, list[Path], list[RunFolder], Failed]:
+    """One table: run what it needs on all data, and make it; also the sweeps' folders, the runs, and what failed."""
+    found: Runs = {}
     folders: list[Path] = []
-    failed: dict[str, str] = {}
-    for table in check_tables(request.tables):
-        found: Runs = {}
-        for data in request.data:
-            sweep = plan(request, table, data)
-            result = run_sweep(sweep, reporter, keep=True)
-            collect(sweep, split_data(data)[0], result["choices"], found)
-            folders.append(sweep.folder)
-            failed |= result["failed"]
-        tables.append(build(table, found, papers_model=papers_model, target=request.target))
-    target = folders[0].parent / f"{'-'.join(check_tables(request.tables))}.csv"
-    write_atomically(target, csv_text(tables).encode())
-    return Result(tables, list(dict.fromkeys(folders)), target, failed)
+    runs: list[RunFolder] = []
+    failed: Failed = {}
+    for data in request.data:
+        sweep = plan(request, table, data)
+        result = run_sweep(sweep, reporter, keep=True)
+        collect(sweep, split_data(data)[0], result["choices"], found)
+        folders.append(sweep.folder)
+        runs += used_runs(sweep, result["choices"])
+        failed |= result["failed"]
+    return make(request, table, found, runs), folders, runs, failed
+
+
+def make(request: Request, table: str, found: Runs, runs: Sequence[RunFolder]) -> PaperTable:
+    """A table; the paper's numbers stand in it where its model was used, and its partition in every run."""
+    papers = is_papers_model(request.model)
+    differing = deviations(runs) if papers and any(key.dataset in PAPER_TEMPLATES for key in found) else ()
+    return build(table, found, comparable=papers and not differing, target=request.target, deviations=differing)
+
+
+def places(request: Request, folders: Sequence[Path]) -> tuple[Path, Path]:
+    """The CSV and the page: in the sweep's own folder, or beside the sweeps of several data sets, named by them."""
+    tables = "-".join(check_tables(request.tables))
+    if len(folders) == 1:
+        return folders[0] / f"{tables}.csv", folders[0] / "report.html"
+    labels = "-".join(dict.fromkeys(split_data(data)[0] for data in request.data))
+    name = f"{slug({'data': labels, 'model': request.model})}_{tables}"
+    return folders[0].parent / f"{name}.csv", folders[0].parent / f"{name}.html"
+
+
+def reproduce(request: Request, reporter: Reporter) -> Result:
+    """Run what the tables need and is not finished, and make them; also as CSV and as a page beside the runs."""
+    played = [play(request, table, reporter) for table in check_tables(request.tables)]
+    tables = [table for table, _, _, _ in played]
+    folders = list(dict.fromkeys(folder for _, found, _, _ in played for folder in found))
+    runs = {run.path: run for _, _, found, _ in played for run in found}
+    failed = {path: reason for _, _, _, found in played for path, reason in found.items()}
+    csv, page = places(request, folders)
+    write_atomically(csv, csv_text(tables).encode())
+    if runs:
+        write_report(list(runs.values()), page, tables)
+    return Result(tables, folders, csv, page if runs else None, failed)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from records_factory import edit_rows, make_run, pooled_test
 
 from feddlp.report.measures import (
@@ -15,34 +12,11 @@ from feddlp.report.measures import (
     client_accuracies,
     finding,
     loss_curves,
-    measure,
-    outcome,
     rank_curves,
     sent_mib,
-    shown,
     traffic_curves,
 )
 from feddlp.report.series import Setting, group
-
-percent = st.floats(0, 100)
-
-
-@given(st.lists(percent | st.none(), max_size=6))
-def test_mean_and_sample_deviation_of_what_is_known(values):
-    known, found = [value for value in values if value is not None], measure(values)
-    if not known:
-        assert found is None
-        return
-    assert found.mean == pytest.approx(fmean(known))
-    assert found.count == len(known)
-    assert found.std == (pytest.approx(stdev(known), abs=1e-9) if len(known) > 1 else None)
-
-
-def test_numbers_are_written_with_their_spread():
-    assert shown(measure([96, 97, 98])) == "97.00 ± 1.00"  # ddof 1; the population's would be 0.82
-    assert shown(measure([96])) == "96.00"
-    assert shown(measure([None])) == "–"
-    assert shown(measure([1234.5]), 0) == "1,234"
 
 
 def setting_of(tmp_path, finals: dict[str, list[float]], **changes: Any) -> Setting:
@@ -97,23 +71,6 @@ def test_without_test_samples_nothing_is_claimed(tmp_path):
     edit_rows(run, lambda row: row.update(test=None, validation=None))
     (setting,) = group([run])
     assert finding(setting) == ["No client had test samples, so there is no accuracy to compare."]
-    found = outcome(setting.tracks["flora"][0])
-    assert (found.final, found.chosen, found.best, found.best_round) == (None, None, None, None)
-
-
-def test_the_three_accuracies_come_from_three_rounds(tmp_path):
-    (setting,) = group([make_run(tmp_path, methods=["flora"], rounds=4)])
-    found = outcome(setting.tracks["flora"][0])
-    assert (found.final, found.chosen, found.best) == tuple(pooled_test("flora", 0, n) for n in (4, 2, 3))
-    assert (found.chosen_round, found.best_round) == (2, 3)
-
-
-def test_a_tie_goes_to_the_earliest_round(tmp_path):
-    (setting,) = group([make_run(tmp_path, methods=["flora"], rounds=3)])
-    for row in setting.tracks["flora"][0].rows:
-        row["test"]["pooled"] = row["validation"]["pooled"] = 50.0  # type: ignore[index]
-    found = outcome(setting.tracks["flora"][0])
-    assert (found.chosen_round, found.best_round) == (1, 1)
 
 
 @pytest.fixture

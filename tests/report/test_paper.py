@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from feddlp.report.paper import TABLES, build, needs
-from feddlp.report.paper_forms import COLUMNS, Cell, PaperTable, Value, csv_text, over_seeds, text
+from feddlp.report.paper_forms import COLUMNS, Cell, PaperTable, Value, csv_text, text, value_of
 from feddlp.report.paper_numbers import Key, common_target, to_target, validation_pooled
 
 PAPER = json.loads(files("feddlp").joinpath("assets/paper.json").read_text("utf-8"))
@@ -151,7 +151,7 @@ def test_the_papers_mebibytes_are_whole_rounds_of_its_adapters():
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("ran", [True, False])
 def test_every_number_of_the_paper_stands_in_its_cell_and_nowhere_else(table, ran):
-    built = build(table, everything(table) if ran else {}, papers_model=True)
+    built = build(table, everything(table) if ran else {}, comparable=True)
     found = {
         (line["tower"], line["method"], line["dataset"], float(line["beta"]), line["metric"]): (
             float(line["paper_mean"]),
@@ -165,7 +165,7 @@ def test_every_number_of_the_paper_stands_in_its_cell_and_nowhere_else(table, ra
 
 @pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4", "table7", "table8"])
 def test_the_papers_lines_are_printed_in_its_order(table):
-    lines = [line for line in printed(build(table, {}, papers_model=True)).splitlines() if " paper * " in line]
+    lines = [line for line in printed(build(table, {}, comparable=True)).splitlines() if " paper * " in line]
     shown = [[float(number) for number in re.findall(r"\d+\.\d+", line)] for line in lines]
     expected: dict[tuple[str, str], list[float]] = {}
     for address, (mean, std) in entries(table):
@@ -179,7 +179,7 @@ def test_the_papers_lines_are_printed_in_its_order(table):
 
 @pytest.mark.parametrize("table", ["table5", "table6"])
 def test_the_papers_traffic_is_printed_in_its_order(table):
-    output = printed(build(table, {}, papers_model=True))
+    output = printed(build(table, {}, comparable=True))
     shown = [line.split("paper *")[1].split()[:3] for line in output.splitlines() if " paper * " in line]
     columns = ("FLoRA", "FedDAT", "FEDDLP")
     rows = [line["mebibytes"] for line in PAPER[table]["rows"]]
@@ -190,7 +190,7 @@ def test_the_papers_traffic_is_printed_in_its_order(table):
 
 
 def test_the_papers_traffic_is_printed_with_the_target_and_the_ratio_that_follows():
-    output = printed(build("table5", {}, papers_model=True))
+    output = printed(build("table5", {}, comparable=True))
     block = re.search(r"aircraft, β 0\.1 .*?to 52 %.*?paper \*([^\n]*)", output, re.DOTALL)
     assert block
     assert block[1].split() == ["-", "97.13", "27.26", "-", "0.28"]
@@ -199,7 +199,7 @@ def test_the_papers_traffic_is_printed_with_the_target_and_the_ratio_that_follow
 
 @pytest.mark.parametrize("table", TABLES)
 def test_another_model_never_stands_beside_the_papers_numbers(table):
-    built = build(table, everything(table), papers_model=False)
+    built = build(table, everything(table), comparable=False)
     assert not built.has_paper
     assert all(line["paper_mean"] == line["paper_std"] == "" for line in records(built))
     assert "paper *" not in printed(built)
@@ -209,7 +209,7 @@ def test_another_model_never_stands_beside_the_papers_numbers(table):
 
 
 def test_other_data_has_no_number_of_the_paper():
-    built = build("table1", everything("table1", (*FOUR, "digits")), papers_model=True)
+    built = build("table1", everything("table1", (*FOUR, "digits")), comparable=True)
     assert [cell.paper for cell in built.cells if cell.dataset == "digits"] == [None] * 12
 
 
@@ -242,7 +242,7 @@ def test_other_runs_change_nothing(table):
     results = everything(table)
     other = {key._replace(beta=0.5): found for key, found in results.items()}
     other |= {key._replace(method="feddlp_variant"): found for key, found in results.items()}
-    assert build(table, results | other, papers_model=True) == build(table, results, papers_model=True)
+    assert build(table, results | other, comparable=True) == build(table, results, comparable=True)
 
 
 @pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4", "table7", "table8"])
@@ -250,7 +250,7 @@ def test_our_numbers_stand_in_their_cells(table):
     results = everything(table)
     measures = {"pooled_accuracy": "pooled", "client_std": "client_std", "client_lowest": "client_lowest"}
     seen = set()
-    for one in build(table, results, papers_model=True).cells:
+    for one in build(table, results, comparable=True).cells:
         if one.metric in measures and one.dataset != "average":
             rows = results[Key(one.method, one.tower, one.dataset, one.beta)][0]
             third, second = (rows[index]["test"][measures[one.metric]] for index in (2, 1))
@@ -265,7 +265,7 @@ def test_our_numbers_stand_in_their_cells(table):
 def test_the_three_readings_by_hand():
     runs = [run((50, 10), (70, 20), (80, 19), (60, 20), seed=0), run((52, 30), (90, 1), (40, 2), (64, 3), seed=1)]
     one = cell(
-        build("table7", {Key("feddlp", "text", "pets", 0.1): runs}, papers_model=True), "feddlp", "pets", tower="text"
+        build("table7", {Key("feddlp", "text", "pets", 0.1): runs}, comparable=True), "feddlp", "pets", tower="text"
     )
     assert one.ours == {
         "final": Value(62.0, pytest.approx(stdev([60, 64])), 2, 2),
@@ -276,7 +276,7 @@ def test_the_three_readings_by_hand():
 
 
 def test_the_spread_is_that_of_the_reading_s_round():
-    built = build("table3", {Key("flora", "image", "dtd", 0.1): [run((50, 9), (90, 1), (70, 2))]}, papers_model=True)
+    built = build("table3", {Key("flora", "image", "dtd", 0.1): [run((50, 9), (90, 1), (70, 2))]}, comparable=True)
     spread = cell(built, "flora", "dtd", "client_std", tower="image")
     assert [value.mean for value in spread.ours.values()] == pytest.approx([7.01, 5.01, 9.01])
     assert spread.paper == Value(7.45)
@@ -292,16 +292,16 @@ def test_the_average_needs_all_four_and_is_of_means_and_deviations():
     }
     runs["pets"] = [run(5, seed=0), run(15, seed=1)]
     results = {Key("feddlp", "image", dataset, 0.1): found for dataset, found in runs.items()}
-    average = cell(build("table1", results, papers_model=True), "feddlp", "average", tower="image").ours["final"]
+    average = cell(build("table1", results, comparable=True), "feddlp", "average", tower="image").ours["final"]
     assert average == Value(35.0, pytest.approx((math.sqrt(50) + 3 * math.sqrt(2)) / 4), 2, 2)
     for key in results:
         fewer = {other: found for other, found in results.items() if other != key}
-        assert cell(build("table1", fewer, papers_model=True), "feddlp", "average", tower="image").ours == {}
+        assert cell(build("table1", fewer, comparable=True), "feddlp", "average", tower="image").ours == {}
 
 
 def test_without_validation_samples_only_that_reading_is_missing():
     results = {Key("feddlp", "text", "pets", 0.1): [run((50, None), (40, None))]}
-    one = cell(build("table1", results, papers_model=True), "feddlp", "pets", tower="text")
+    one = cell(build("table1", results, comparable=True), "feddlp", "pets", tower="text")
     assert {name: value.mean for name, value in one.ours.items()} == {"final": 40, "best_test": 50}
 
 
@@ -309,7 +309,7 @@ def test_parameters_sent():
     results = everything("table1")
     results[Key("fedclip", "text", "pets", 0.1)] = [run(1.0, parameters_sent=525_312)]
     results |= {key: [run(1.0, parameters_sent=525_312)] for key in results if key.method == "fedclip"}
-    built = build("table1", results, papers_model=True)
+    built = build("table1", results, comparable=True)
     sent = {(one.method, one.tower): one for one in built.cells if one.metric == "parameters_sent_millions"}
     assert sent["fedclip", "text"].ours["final"].mean == pytest.approx(0.525312)
     assert sent["feddat", "text"].ours["best_test"].mean == 0.25
@@ -356,7 +356,7 @@ def test_the_order_of_the_seeds_changes_nothing(accuracies, random, table):
     runs = [run(*values, seed=seed) for seed, values in enumerate(accuracies)]
     shuffled = random.sample(runs, len(runs))
     key = Key(method, tower, "pets", beta)
-    assert build(table, {key: runs}, papers_model=True) == build(table, {key: shuffled}, papers_model=True)
+    assert build(table, {key: runs}, comparable=True) == build(table, {key: shuffled}, comparable=True)
 
 
 @given(st.lists(histories, min_size=1, max_size=4))
@@ -369,10 +369,10 @@ def test_the_default_target_is_the_highest_whole_percent_that_all_reach(accuraci
     assert not all(to_target(rows, target + 1) for rows in runs)
 
 
-def test_traffic_over_seeds_by_hand():
+def test_traffic_value_of_by_hand():
     runs = [run((60, 60), (72, 60), seed=0), run((71, 71), seed=1), run((69.9, 70), (60, 60), seed=2)]
     results = {Key("feddlp", "image", "dtd", 0.1): runs, Key("flora", "image", "dtd", 0.1): [run(1, 2, 3, 80)] * 3}
-    built = build("table6", results, papers_model=True)
+    built = build("table6", results, comparable=True)
     mib = cell(built, "feddlp", "dtd", "mib_to_target", beta=0.1)
     assert mib.target == 70
     assert mib.ours == {
@@ -383,7 +383,7 @@ def test_traffic_over_seeds_by_hand():
     assert cell(built, "feddlp", "dtd", "rounds_to_target", beta=0.1).ours["test"].mean == 1.5
     assert cell(built, "feddlp", "dtd", "mib_ratio_to_flora", beta=0.1).ours == {}, "one seed did not reach it"
     results[Key("feddlp", "image", "dtd", 0.1)] = runs[:2]
-    ratio = cell(build("table6", results, papers_model=True), "feddlp", "dtd", "mib_ratio_to_flora", beta=0.1)
+    ratio = cell(build("table6", results, comparable=True), "feddlp", "dtd", "mib_ratio_to_flora", beta=0.1)
     assert ratio.ours["test"].mean == pytest.approx(1.125 / 3)
     assert ratio.paper is not None
     assert ratio.paper.mean == pytest.approx(25.5 / 68.85)
@@ -391,7 +391,7 @@ def test_traffic_over_seeds_by_hand():
 
 def test_not_reached_is_not_the_same_as_not_run():
     key = Key("feddlp", "text", "pets", 0.1)
-    built = build("table5", {key: [run((60, None)), run((60, None), seed=1)]}, papers_model=True)
+    built = build("table5", {key: [run((60, None)), run((60, None), seed=1)]}, comparable=True)
     assert cell(built, "feddlp", "pets", "mib_to_target", beta=0.1).ours == {"test": Value(None, None, 0, 2)}
     lines = printed(built).splitlines()
     first = next(index for index, line in enumerate(lines) if "pets, β 0.1 " in line)
@@ -412,16 +412,16 @@ def test_targets_of_other_data_and_of_other_models():
         Key("feddat", "image", "pets", 0.01): [run(33.0, 20)],
         Key("local", "image", "digits", 0.1): [run(1)],
     }
-    found = build("table6", results, papers_model=True)
+    found = build("table6", results, comparable=True)
     assert ("digits", 0.1, 91.0) in targets(found)
     assert ("digits", 0.01, None) in targets(found), "nothing was run"
     assert ("pets", 0.01, 88.0) in targets(found)
     assert any("highest whole percent" in note for note in found.notes)
-    asked = build("table6", results, papers_model=True, target=80.5)
+    asked = build("table6", results, comparable=True, target=80.5)
     assert {("digits", 0.1, 80.5), ("pets", 0.01, 88.0)} < targets(asked)
     assert any("80.5 %, as asked for" in note for note in asked.notes)
-    assert ("pets", 0.01, 33.0) in targets(build("table6", results, papers_model=False))
-    assert not any("target is" in note for note in build("table6", {}, papers_model=True).notes)
+    assert ("pets", 0.01, 33.0) in targets(build("table6", results, comparable=False))
+    assert not any("target is" in note for note in build("table6", {}, comparable=True).notes)
 
 
 # --- the curve ---
@@ -436,7 +436,7 @@ def test_the_curve_shows_shares_of_the_rounds_and_records_all():
         ],
         Key("sora_local", "image", "flowers", 0.1): [run(*rounds[::-1])],
     }
-    built = build("fig2", results, papers_model=True)
+    built = build("fig2", results, comparable=True)
     local, sora = built.lines
     assert [one.round for one in local.cells] == [1, 7, 18, 35, 53, 70]
     assert [value.mean for one in local.cells for value in one.ours.values()] == [1.5, 7.5, 18.5, 35.5, 53, 70]
@@ -466,8 +466,8 @@ def extremes(table: str, datasets: Sequence[str]) -> dict[Key, list[list[dict[st
 @pytest.mark.parametrize("datasets", [FOUR, (*FOUR, "digits"), ("my-own-pictures-of-flowers",)])
 def test_text_fits_100_columns_and_loses_nothing(table, which, datasets):
     for results in (everything(table, datasets), everything(table, datasets, seeds=1), extremes(table, datasets)):
-        for papers_model in (True, False):
-            built = build(table, results, papers_model=papers_model)
+        for comparable in (True, False):
+            built = build(table, results, comparable=comparable)
             output = printed(built, which=which)
             assert "…" not in output
             assert max(map(len, output.splitlines())) <= 100
@@ -490,14 +490,14 @@ def test_text_fits_100_columns_and_loses_nothing(table, which, datasets):
 def test_the_papers_number_stands_below_the_best_test_round_and_no_other(which, alone, compared):
     pattern = re.compile(r"^ .*?(final|chosen|best \*|paper \*) +[-\d]", re.MULTILINE)
     results = everything("table1")
-    beside = pattern.findall(printed(build("table1", results, papers_model=True), which=which))
+    beside = pattern.findall(printed(build("table1", results, comparable=True), which=which))
     assert beside == (compared + [*compared, "paper *"] * 5) * 2, "zero-shot is not in the paper"
-    assert pattern.findall(printed(build("table1", results, papers_model=False), which=which)) == alone * 12
+    assert pattern.findall(printed(build("table1", results, comparable=False), which=which)) == alone * 12
 
 
 def test_the_csv_has_three_readings_and_full_precision():
     results = {Key("feddlp", "image", "pets", 0.1): [run((10 / 3, 1), (20 / 3, 9), (1, 8)), run(5, seed=1)]}
-    built = [build(table, results, papers_model=True) for table in TABLES]
+    built = [build(table, results, comparable=True) for table in TABLES]
     lines = records(*built)
     assert list(lines[0]) == list(COLUMNS)
     mine = [
@@ -506,16 +506,16 @@ def test_the_csv_has_three_readings_and_full_precision():
     ]  # fmt: skip
     assert [line["which"] for line in mine] == ["final", "validation_chosen", "best_test"]
     assert [float(line["ours_mean"]) for line in mine] == [3.0, fmean([20 / 3, 5]), fmean([20 / 3, 5])]
-    assert float(mine[2]["ours_std"]) == stdev([20 / 3, 5])
+    assert float(mine[2]["ours_std"]) == pytest.approx(stdev([20 / 3, 5]), rel=1e-14)
     assert [(line["paper_mean"], line["paper_std"]) for line in mine] == [("", ""), ("", ""), ("94.67", "0.16")]
     assert {line["table"] for line in lines} == set(TABLES) - {"fig2"}
 
 
-def test_over_seeds():
-    assert over_seeds([]) is None
-    assert over_seeds([5.0]) == Value(5.0, None, 1, 1)
-    assert over_seeds([4.0, None, 6.0]) == Value(5.0, pytest.approx(math.sqrt(2)), 2, 3)
-    assert over_seeds([None]) == Value(None, None, 0, 1)
+def test_value_of():
+    assert value_of([]) is None
+    assert value_of([5.0]) == Value(5.0, None, 1, 1)
+    assert value_of([4.0, None, 6.0]) == Value(5.0, pytest.approx(math.sqrt(2)), 2, 3)
+    assert value_of([None]) == Value(None, None, 0, 1)
 
 
 # --- notes ---
@@ -523,7 +523,7 @@ def test_over_seeds():
 
 @pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4", "fig2"])
 def test_notes_say_what_cannot_be_compared(table):
-    told = " ".join(build(table, {}, papers_model=True).notes)
+    told = " ".join(build(table, {}, comparable=True).notes)
     assert "client 0's test set" in told
     assert "not comparable" in told
     assert "picked on the test set" in told
@@ -531,7 +531,7 @@ def test_notes_say_what_cannot_be_compared(table):
 
 
 def seed_words(results: dict[Key, list[list[dict[str, Any]]]]) -> str:
-    return " ".join(note for note in build("table7", results, papers_model=True).notes if "seed" in note.lower())
+    return " ".join(note for note in build("table7", results, comparable=True).notes if "seed" in note.lower())
 
 
 def test_missing_and_repeated_seeds_are_said():
@@ -551,17 +551,17 @@ def test_missing_and_repeated_seeds_are_said():
 def test_zero_shot_needs_no_seeds_and_no_rounds():
     results = everything("table1")
     zero = {key: [run(50.0)] for key in results if key.method == "zero_shot"}
-    told = " ".join(build("table1", results | zero, papers_model=True).notes)
+    told = " ".join(build("table1", results | zero, comparable=True).notes)
     assert "Fewer" not in told
     assert "different length" not in told
     other = Key("local", "text", "dtd", 0.1)
-    told = " ".join(build("table1", results | zero | {other: [run(50.0)] * 3}, papers_model=True).notes)
+    told = " ".join(build("table1", results | zero | {other: [run(50.0)] * 3}, comparable=True).notes)
     assert "Runs of different length (1, 3 rounds)" in told
 
 
 def test_nothing_run_prints_dashes():
     for table in TABLES:
-        for papers_model in (True, False):
-            built = build(table, {Key(*needs(table)[0][:2], "pets", 0.1): [[]]}, papers_model=papers_model)
+        for comparable in (True, False):
+            built = build(table, {Key(*needs(table)[0][:2], "pets", 0.1): [[]]}, comparable=comparable)
             assert all(not one.ours for one in built.cells)
             assert " - " in printed(built)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.report.measures import Curve, Measure, measure
+from feddlp.report.measures import Curve
 from feddlp.report.plots import WIDTH, Scale, Style, dots, heat_map, lines, plain, scale
+from feddlp.report.readings import Measure, measure
 
 STYLES = {"flora": Style(0), "feddlp": Style(1)}
 VARIABLE = re.compile(r"var\(--([\w-]+)\)")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from feddlp.report.measures import ABSENT, Curve, Measure, shown
+from feddlp.report.measures import Curve
 from feddlp.report.plots import Scale, Style, level_colour
+from feddlp.report.readings import ABSENT, Measure, shown
 
 Cells = Sequence[Sequence[str]]
 
@@ -59,7 +60,29 @@ class Listing:
     kind: str = "listing"
 
 
-Block = Table | Figure | Missing | Listing
+@dataclass(frozen=True)
+class GridRow:
+    """What its numbers are, and the numbers; those of the paper are set apart."""
+
+    name: str
+    cells: tuple[str, ...]
+    paper: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table in which one label stands before several rows; without names of the rows, each label has one."""
+
+    id: str
+    caption: str
+    head: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[GridRow, ...]], ...]
+    named: bool
+    notes: tuple[str, ...] = ()
+    kind: str = "grid"
+
+
+Block = Table | Figure | Missing | Listing | Grid
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from feddlp.report import measures, plots
 from feddlp.report.blocks import Block, Figure, Listing, Missing, Section, Table, curve_rows, line_legend, scale_legend
-from feddlp.report.measures import ABSENT
 from feddlp.report.plots import Style
+from feddlp.report.readings import ABSENT
 from feddlp.report.series import Run, Setting, Track
 
 Styles = Mapping[str, Style]

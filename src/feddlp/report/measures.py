@@ -7,22 +7,12 @@ Over seeds the spread is the sample standard deviation (ddof 1); within a seed, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from feddlp.costs import MIB
+from feddlp.report.readings import Measure, accuracy, measure, picked, shown
 from feddlp.report.series import Row, Setting, Track, number
-
-ABSENT = "–"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A mean over seeds; std is None where there is one seed."""
-
-    mean: float
-    std: float | None
-    count: int
 
 
 @dataclass(frozen=True)
@@ -41,64 +31,12 @@ class Curve:
         return [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One track's accuracies, in %. They come from three different rounds and are never mixed up."""
-
-    final: float | None
-    chosen: float | None  # test accuracy in the round with the best validation accuracy
-    chosen_round: int | None
-    best: float | None  # optimistic: picked on test data
-    best_round: int | None
-
-
-def measure(values: Iterable[float | None]) -> Measure | None:
-    """Mean and sample standard deviation; None without a value."""
-    known = [float(value) for value in values if value is not None]
-    if not known:
-        return None
-    mean = math.fsum(known) / len(known)
-    squares = math.fsum((value - mean) ** 2 for value in known)
-    return Measure(mean, math.sqrt(squares / (len(known) - 1)) if len(known) > 1 else None, len(known))
-
-
-def shown(value: Measure | None, digits: int = 2) -> str:
-    """ "96.32 ± 0.13" """
-    if value is None:
-        return ABSENT
-    spread = "" if value.std is None else f" ± {value.std:,.{digits}f}"
-    return f"{value.mean:,.{digits}f}{spread}"
-
-
-def accuracy(row: Row, part: str, key: str = "pooled") -> float | None:
-    """An accuracy of a round in %; None where no client had such samples, or it was not recorded."""
-    value = (row.get(part) or {}).get(key)
-    return None if value is None else float(value)
-
-
-def outcome(track: Track) -> Outcome:
-    """The earliest round wins a tie."""
-    chosen, best = best_row(track.rows, "validation"), best_row(track.rows, "test")
-    return Outcome(
-        final=accuracy(track.last, "test"),
-        chosen=accuracy(chosen, "test") if chosen else None,
-        chosen_round=chosen["round"] if chosen else None,
-        best=accuracy(best, "test") if best else None,
-        best_round=best["round"] if best else None,
-    )
-
-
-def best_row(rows: Sequence[Row], part: str) -> Row | None:
-    scored = [(value, row) for row in rows if (value := accuracy(row, part)) is not None]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
 def final_accuracy(tracks: Sequence[Track]) -> Measure | None:
-    return measure(outcome(track).final for track in tracks)
+    return measure(accuracy(track.last, "test") for track in tracks)
 
 
 def chosen_accuracy(tracks: Sequence[Track]) -> Measure | None:
-    return measure(outcome(track).chosen for track in tracks)
+    return measure(accuracy(picked(track.rows).validation_chosen, "test") for track in tracks)
 
 
 def sent_parameters(row: Row) -> int | None:
@@ -200,8 +138,8 @@ def client_accuracies(tracks: Sequence[Track]) -> dict[int, Measure]:
     found: dict[int, list[float]] = {}
     for track in tracks:
         for row in track.run.clients.get(track.key, ()):
-            if (accuracy := number(row.get("test_accuracy"))) is not None:
-                found.setdefault(int(row["client"]), []).append(accuracy)
+            if (percent := number(row.get("test_accuracy"))) is not None:
+                found.setdefault(int(row["client"]), []).append(percent)
     return {client: value for client in sorted(found) if (value := measure(found[client]))}
 
 

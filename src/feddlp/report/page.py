@@ -21,6 +21,8 @@ from feddlp.records import RunFolder, write_atomically
 from feddlp.report import maps, results
 from feddlp.report.blocks import Section, joined
 from feddlp.report.measures import finding
+from feddlp.report.paper_forms import PaperTable
+from feddlp.report.paper_page import paper_sections
 from feddlp.report.plots import Style
 from feddlp.report.series import Setting, group
 
@@ -43,13 +45,13 @@ class Chapter:
     sections: tuple[Section, ...]
 
 
-def write_report(runs: Sequence[RunFolder], target: Path) -> None:
-    """Make the page of these runs, replacing the file as a whole.
+def write_report(runs: Sequence[RunFolder], target: Path, tables: Sequence[PaperTable] = ()) -> None:
+    """Make the page of these runs, and of tables made from them, replacing the file as a whole.
 
     Raises:
         UserError: no run, a run without a finished round, a damaged record, or a target that cannot be written.
     """
-    content = render(runs).encode()
+    content = render(runs, tables).encode()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
@@ -57,8 +59,8 @@ def write_report(runs: Sequence[RunFolder], target: Path) -> None:
         raise UserError(f"cannot write the report {target} ({error.strerror}); choose another place") from error
 
 
-def render(runs: Sequence[RunFolder]) -> str:
-    """The page as text.
+def render(runs: Sequence[RunFolder], tables: Sequence[PaperTable] = ()) -> str:
+    """The page as text. Tables in the paper's layout stand first.
 
     Raises:
         UserError: as write_report.
@@ -72,7 +74,8 @@ def render(runs: Sequence[RunFolder]) -> str:
     source = files("feddlp.report").joinpath("page.html").read_text("utf-8")
     template = environment.from_string(source)
     overview = results.overview(settings) if len(settings) > 1 else None
-    return printable(template.render(chapters=chapters, overview=overview, title=page_title(settings)))
+    paper = paper_sections(tables, styles)
+    return printable(template.render(chapters=chapters, overview=overview, paper=paper, title=page_title(settings)))
 
 
 def printable(text: str) -> str:

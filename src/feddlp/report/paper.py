@@ -18,7 +18,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from feddlp.report.paper_forms import Cell, Line, PaperTable, Value, over_seeds
+from feddlp.report.paper_forms import Cell, Line, PaperTable, Value, value_of
 from feddlp.report.paper_notes import notes
 from feddlp.report.paper_numbers import (
     PAPER_DATASETS,
@@ -36,7 +36,7 @@ from feddlp.report.paper_numbers import (
     runs_of,
     test_pooled,
 )  # fmt: skip
-from feddlp.report.tables import Row
+from feddlp.report.series import Row
 
 
 class Need(NamedTuple):
@@ -111,20 +111,24 @@ def needs(table: str) -> list[Need]:
     return [Need(method, tower, beta) for beta, tower, method in product(spec.betas, spec.towers, spec.methods)]
 
 
-def build(table: str, results: Results, *, papers_model: bool, target: float | None = None) -> PaperTable:
+def build(
+    table: str, results: Results, *, comparable: bool, target: float | None = None, deviations: Sequence[str] = ()
+) -> PaperTable:
     """A table from the runs made for it; what was not run stays a dash.
 
     Args:
         results: one run a seed, its rounds in order.
-        papers_model: the model is CLIP ViT-B/32; only then do the paper's numbers stand beside ours.
+        comparable: the model is CLIP ViT-B/32 and the runs follow the paper's partition; only then do the paper's
+            numbers stand beside ours.
         target: for Tables V and VI, in %, where the paper has none; None takes the highest whole percent that every
             compared run on that data reaches on test data.
+        deviations: what keeps runs with the paper's model and data from being comparable, for the notes.
     """
     spec = TABLES[table]
     wanted = set(needs(table))
     runs = {key: runs_of(results, key) for key in results if Need(key.method, key.tower, key.beta) in wanted}
-    made, said = BUILDERS[spec.kind](Making(spec, runs, papers_model, target))
-    return replace(made, notes=notes(made, runs, said))
+    made, said = BUILDERS[spec.kind](Making(spec, runs, comparable, target))
+    return replace(made, notes=notes(made, runs, said, deviations))
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,14 @@ class Making:
 
     spec: Specification
     runs: Mapping[Key, list[Run]]  # those of this table, each with at least one round
-    papers_model: bool
+    comparable: bool
     target: float | None
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The columns: the paper's four for the paper's model or where nothing was run, then whatever was run."""
+        """The columns: the paper's four where its numbers stand or where nothing was run, then whatever was run."""
         there = dict.fromkeys(key.dataset for key, runs in self.runs.items() if runs)
-        four = [name for name in PAPER_DATASETS if self.papers_model or name in there or not there]
+        four = [name for name in PAPER_DATASETS if self.comparable or name in there or not there]
         return tuple(dict.fromkeys([*four, *there]))
 
     @property
@@ -152,13 +156,13 @@ class Making:
 
     def paper(self, method: str, tower: str, column: str, name: str = "mean") -> Value | None:
         """The paper's number in Tables I-IV, VII and VIII."""
-        if not self.papers_model or method not in PAPER_METHODS:
+        if not self.comparable or method not in PAPER_METHODS:
             return None
         return paper_value(paper_row(self.spec.name, tower=tower, method=PAPER_METHODS[method]).get(column), name)
 
     def paper_traffic(self, dataset: str, beta: float) -> dict[str, Any]:
         """The paper's row in Tables V and VI."""
-        return paper_row(self.spec.name, dataset=dataset, beta=beta) if self.papers_model else {}
+        return paper_row(self.spec.name, dataset=dataset, beta=beta) if self.comparable else {}
 
     def table(self, headings: Sequence[str], readings: Mapping[str, str], lines: Sequence[Line]) -> PaperTable:
         name, title = self.spec.name, self.spec.title
@@ -293,7 +297,7 @@ def traffic(making: Making) -> Made:
 def curve_cell(making: Making, method: str, dataset: str, number: int) -> Cell:
     (beta,), (tower,) = making.spec.betas, making.spec.towers
     by_round = [{row["round"]: test_pooled(row) for row in rows} for rows in making.of(method, tower, dataset, beta)]
-    value = over_seeds([accuracies.get(number) for accuracies in by_round])
+    value = value_of([accuracies.get(number) for accuracies in by_round])
     ours = {"round": value} if value and value.seeds else {}
     return Cell(tower, method, dataset, beta, "pooled_accuracy", ours, round=number)
 

@@ -11,12 +11,12 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from statistics import fmean, stdev
 from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
+from feddlp.report.readings import measure
 from feddlp.report.tables import text_table
 
 Which = Literal["final", "validation_chosen", "best_test"]
@@ -86,11 +86,12 @@ class PaperTable:
         return any(cell.paper for cell in self.cells)
 
 
-def over_seeds(values: Sequence[float | None]) -> Value | None:
-    """Mean and sample standard deviation, the same for any order of the seeds; None without a run."""
-    known = [value for value in values if value is not None]
-    mean = fmean(known) if known else None
-    return Value(mean, stdev(known) if len(known) > 1 else None, len(known), len(values)) if values else None
+def value_of(values: Sequence[float | None]) -> Value | None:
+    """One value a run, None where a run has none, as a cell; None without a run."""
+    if not values:
+        return None
+    found = measure(values)
+    return Value(found.mean, found.std, found.count, len(values)) if found else Value(None, None, 0, len(values))
 
 
 def shown(value: Value | None, decimals: int = 2) -> str:

@@ -11,8 +11,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from feddlp.costs import MIB
-from feddlp.report.paper_forms import Value, Which, over_seeds
-from feddlp.report.tables import Row, pooled
+from feddlp.report.paper_forms import Value, value_of
+from feddlp.report.readings import Picked, accuracy, picked
+from feddlp.report.series import Row
 
 
 class Key(NamedTuple):
@@ -27,7 +28,7 @@ class Key(NamedTuple):
 Run = Sequence[Row]  # one method, one seed, its rounds in order
 Results = Mapping[Key, Sequence[Run]]  # one run a seed
 
-PICKS: tuple[Which, ...] = ("final", "validation_chosen", "best_test")
+PICKS = Picked._fields
 PAPER_DATASETS = ("pets", "flowers", "aircraft", "dtd")
 PAPER_METHODS = {
     "local": "Local", "fedclip": "FedCLIP", "flora": "FLoRA", "feddat": "FedDAT", "feddlp": "FEDDLP",
@@ -69,19 +70,16 @@ def validation_pooled(row: Row) -> float:
     return pooled(row, "validation")
 
 
-def picked(rows: Run) -> dict[Which, Row | None]:
-    """The round that each reading takes; None without validation samples. The earliest wins a tie."""
-    return {
-        "final": rows[-1],
-        "validation_chosen": max(rows, key=validation_pooled) if any(row["validation"] for row in rows) else None,
-        "best_test": max(rows, key=test_pooled),
-    }
+def pooled(row: Row, part: str) -> float:
+    """Pooled accuracy of a round; lower than any target where there are no samples."""
+    found = accuracy(row, part)
+    return -math.inf if found is None else found
 
 
 def read(runs: Sequence[Run], measure: Callable[[Row], float]) -> dict[str, Value]:
     """A measure over seeds by reading; a reading that no run has is left out."""
-    rounds = [picked(rows) for rows in runs]
-    readings = {name: over_seeds([measure(row) if (row := one[name]) else None for one in rounds]) for name in PICKS}
+    rounds = [picked(rows)._asdict() for rows in runs]
+    readings = {name: value_of([measure(row) if (row := one[name]) else None for one in rounds]) for name in PICKS}
     return {name: value for name, value in readings.items() if value and value.seeds}
 
 
@@ -121,7 +119,7 @@ def reached(runs: Sequence[Run], target: float) -> dict[str, tuple[Value, Value]
     found = {}
     for name, part, value in (("validation", "validation", validation_pooled), ("test", "test", test_pooled)):
         judged = [to_target(rows, target, value) for rows in runs if any(row[part] for row in rows)]
-        mib, rounds = (over_seeds([one and one[index] for one in judged]) for index in (0, 1))
+        mib, rounds = (value_of([one and one[index] for one in judged]) for index in (0, 1))
         if mib and rounds:
             found[name] = mib, rounds
     return found

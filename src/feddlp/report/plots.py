@@ -24,7 +24,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from feddlp.report.measures import Curve, Measure
+from feddlp.report.measures import Curve
+from feddlp.report.readings import Measure
 
 VARIABLES = ("ink", "soft", "grid", "cell", *(f"c{i}" for i in range(8)), *(f"h{i}" for i in range(1, 8)), "on-h")
 MARKERS = "os^DvPX*"

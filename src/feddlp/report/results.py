@@ -21,9 +21,11 @@ from feddlp.report.blocks import (
     line_legend,
     long_rows,
 )  # fmt: skip
-from feddlp.report.measures import ABSENT, Curve, measure, shown
+from feddlp.report.measures import Curve
 from feddlp.report.plots import Style
-from feddlp.report.series import Setting, Track
+from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
+from feddlp.report.readings import accuracy as accuracy_of
+from feddlp.report.series import Row, Setting, Track
 
 Styles = Mapping[str, Style]
 WAYS = {
@@ -60,26 +62,28 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
 
 
 def accuracy_rows(setting: Setting) -> Cells:
+    spread = ("client_mean", "client_std", "client_lowest", "client_p10")
     rows = []
     for method, tracks in setting.tracks.items():
-        found = [measures.outcome(track) for track in tracks]
-        spread = ("client_mean", "client_std", "client_lowest", "client_p10")
-        chosen = shown(measure(one.chosen for one in found))
-        best = shown(measure(one.best for one in found))
+        final, chosen, best = zip(*(picked(track.rows) for track in tracks), strict=True)
         rows.append(
             [
                 method,
-                shown(measure(one.final for one in found)),
-                chosen + in_rounds(one.chosen_round for one in found),
-                best + in_rounds(one.best_round for one in found),
-                *(shown(measure(measures.accuracy(track.last, "test", key) for track in tracks)) for key in spread),
+                pooled_cell(final),
+                pooled_cell(chosen) + in_rounds(chosen),
+                pooled_cell(best) + in_rounds(best),
+                *(shown(measure(accuracy_of(row, "test", key) for row in final)) for key in spread),
             ]
         )
     return rows
 
 
-def in_rounds(rounds: object) -> str:
-    known = sorted({number for number in rounds if number is not None})  # type: ignore[attr-defined]
+def pooled_cell(rows: Sequence[Row | None]) -> str:
+    return shown(measure(accuracy_of(row, "test") for row in rows))
+
+
+def in_rounds(rows: Sequence[Row | None]) -> str:
+    known = sorted({row["round"] for row in rows if row is not None})
     return f" ({', '.join(f'r{number}' for number in known)})" if known else ""
 
 
@@ -172,7 +176,7 @@ def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
     return Section(f"{prefix}-spread", "Spread over clients", lead, (block,))
 
 
-def spread_figure(found: Mapping[str, Mapping[int, measures.Measure]], prefix: str, styles: Styles) -> Figure:
+def spread_figure(found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
     name = f"{prefix}-client-dots"
     svg = plots.dots(found, styles, "test accuracy of a client, %", name, f"{name}-caption")
     clients = sorted({client for values in found.values() for client in values})
@@ -235,7 +239,7 @@ def ways_table(setting: Setting, prefix: str) -> Block:
     return Table(f"{prefix}-ways", caption, ("Method", *map(str.capitalize, ways)), rows, notes)
 
 
-def way_accuracy(tracks: Sequence[Track], way: str) -> measures.Measure | None:
+def way_accuracy(tracks: Sequence[Track], way: str) -> Measure | None:
     return measure((track.last.get("diagnostics") or {}).get(way) for track in tracks)
 
 
@@ -259,7 +263,7 @@ def newcomers_table(setting: Setting, prefix: str) -> Block:
 
 
 def newcomer_cells(rows: Sequence[Mapping[str, object]], epochs: int) -> list[str]:
-    parts = [[measures.accuracy(row, part) for row in rows] for part in ("zero_shot", "received")]
+    parts = [[accuracy_of(row, part) for row in rows] for part in ("zero_shot", "received")]
     for epoch in range(epochs):
         tuned = [row.get("tuned") or [] for row in rows]
         parts.append([one[epoch].get("pooled") if epoch < len(one) else None for one in tuned])  # type: ignore[arg-type, index]

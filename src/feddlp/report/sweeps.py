@@ -14,6 +14,7 @@ from rich.table import Table
 
 from feddlp.errors import UserError
 from feddlp.records import RunFolder
+from feddlp.report.readings import measure, shown
 from feddlp.report.tables import Summary, summarise_method, text_table
 
 ACCURACY = (
@@ -80,19 +81,9 @@ def read_sweep(path: Path) -> list[Line]:
     return lines
 
 
-def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation (ddof 1); no deviation of a single value, nothing of none."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
 def show_mean(values: Sequence[float | None], digits: int = 2) -> str:
-    if (found := mean_std(values)) is None:
-        return "-"
-    mean, deviation = found
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+    found = measure(values)
+    return "-" if found is None else shown(found, digits)
 
 
 def accuracy_cells(line: Line) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from feddlp.costs import MIB
 from feddlp.errors import UserError
+from feddlp.report.readings import picked
 
 Row = Mapping[str, Any]
 
@@ -45,15 +46,10 @@ class Summary:
     export_mib: float | None  # of what is left of the private adapter, mean over clients; None without gates
 
 
-def pooled(row: Row, part: str) -> float:
-    """Pooled accuracy of a round; lowest possible where there are no samples."""
-    return float(row[part]["pooled"]) if row[part] else float("-inf")
-
-
 def summarise_method(rows: Sequence[Row]) -> Summary:
-    """One method's rounds, in order, to its line. The earliest round wins a tie."""
-    final, best = rows[-1], max(rows, key=lambda row: pooled(row, "test"))
-    chosen = max(rows, key=lambda row: pooled(row, "validation")) if final["validation"] else None
+    """One method's rounds, in order, to its line."""
+    final, chosen, best = picked(rows)
+    best = best or final
     return Summary(
         method=final["method"],
         seed=final["seed"],
