@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from feddlp.config import Config, DataConfig
 from feddlp.errors import UserError
 from feddlp.progress import PlainReporter
+from feddlp.records import RunFolder
 from feddlp.report.paper import TABLES, needs
-from feddlp.reproduce import Request, check_tables, check_which, is_papers_model, plan, reproduce, split_data
+from feddlp.report.paper_forms import PaperTable
+from feddlp.report.paper_numbers import Key
+from feddlp.reproduce import (
+    Request,
+    check_tables,
+    check_which,
+    is_papers_model,
+    make,
+    places,
+    plan,
+    reproduce,
+    split_data,
+)
 
 SMALL = ("data.partition=iid", "data.clients=2", "training.rounds=1", "training.diagnostics=false")
 
@@ -50,6 +66,54 @@ def test_tables_share_their_runs_and_nothing_is_played_twice(tmp_path):
     assert {row["method"] for row in rows} >= {"flora", "feddat", "feddlp"}
     assert not any(row["paper_mean"] for row in rows)  # neither the paper's data nor its model
     assert made.failed == {}
+    assert (made.csv, made.page) == (made.folders[0] / "table5.csv", made.folders[0] / "report.html")
+    assert made.page is not None
+    page = made.page.read_text()
+    assert "Table V: MiB per client" in page
+    assert 'id="s2-accuracy"' in page, "two beta are two settings"
+
+
+def shown_paper(made: PaperTable) -> tuple[bool, list[str]]:
+    return made.has_paper, [note for note in made.notes if "left out" in note]
+
+
+def recorded(folder: Path, **data: Any) -> RunFolder:
+    """A folder with nothing but its complete configuration."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(Config(data=DataConfig(**data)).to_toml())
+    return RunFolder(folder)
+
+
+def test_the_papers_numbers_need_its_model_its_data_and_its_partition(tmp_path, monkeypatch):
+    like, unlike = recorded(tmp_path / "a"), recorded(tmp_path / "b", clients=2)
+    row = {"round": 1, "seed": 0, "test": {"pooled": 50.0}, "validation": None, "parameters_sent": 1}
+    pets, digits = ({Key("feddlp", "image", name, 0.1): [[row]]} for name in ("pets", "digits"))
+    request = Request(("table7",), model="papers")
+    monkeypatch.setattr("feddlp.reproduce.is_papers_model", lambda model: model == "papers")
+    assert shown_paper(make(request, "table7", pets, [like, like])) == (True, [])
+    beside, (why,) = shown_paper(make(request, "table7", pets, [like, unlike]))
+    assert (beside, "data.clients = 2 (the paper: 10)" in why) == (False, True)
+    beside, (why,) = shown_paper(make(request._replace(model="other"), "table7", pets, [unlike]))
+    assert (beside, "ViT-B/32" in why) == (False, True)
+    assert make(request, "table7", digits, [unlike]).name == "table7"
+
+
+def test_other_data_and_models_never_overwrite_each_other(tmp_path):
+    folders = {data: [plan(Request(("table1",)), "table1", data).folder] for data in ("digits", "pets=folder:x")}
+    both = [folder for found in folders.values() for folder in found]
+    asked = [
+        (Request(("table1",), data=("digits",)), folders["digits"]),
+        (Request(("table1",), data=("pets=folder:x",)), folders["pets=folder:x"]),
+        (Request(("table1",), data=tuple(folders)), both),
+        (Request(("table1",), data=tuple(folders), model="other"), both),
+        (Request(("table1",), data=("digits", "dtd=folder:y")), both),
+    ]
+    written = [path for request, found in asked for path in places(request, found)]
+    assert len(set(written)) == len(written)
+    assert written[0].parent == folders["digits"][0]
+    assert written[4].parent == folders["digits"][0].parent
+    assert all(label in written[4].name for label in ("digits", "pets", "tiny-clip", "table1"))
+    assert places(Request(("table3",)), folders["digits"])[0] != written[0]
 
 
 def test_the_papers_names_bring_their_prompts_and_rates():

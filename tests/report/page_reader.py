@@ -75,3 +75,21 @@ class Page(HTMLParser):
         head, *body = rows.values()
         assert all(len(row) == len(head) for row in body), f"{name} is ragged"
         return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in body}
+
+    def grid(self, name: str) -> dict[tuple[str, str], list[str]]:
+        """A table in which a heading may stand before several rows: (heading, row heading) -> cells."""
+        (place,) = [index for index, (_, attributes) in enumerate(self.elements) if attributes.get("id") == name]
+        found: dict[tuple[str, str], list[str]] = {}
+        label, waiting = "", 0
+        for row in [i for i, (tag, _) in enumerate(self.elements) if tag == "tr" and self.within(i, place)][1:]:
+            inside = [index for index, parent in enumerate(self.parents) if parent == row]
+            heads = [index for index in inside if self.elements[index][0] == "th"]
+            if not waiting:
+                label, waiting = self.texts[heads[0]], int(self.elements[heads[0]][1].get("rowspan") or 1)
+                heads = heads[1:]
+            waiting -= 1
+            key = label, "".join(self.texts[index] for index in heads)
+            assert key not in found, f"{name} has {key} twice"
+            found[key] = [self.texts[index] for index in inside if self.elements[index][0] == "td"]
+        assert not waiting, f"a heading of {name} reaches beyond the last row"
+        return found

@@ -521,6 +521,28 @@ def test_value_of():
 # --- notes ---
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_the_protocols_are_told_apart_wherever_the_papers_numbers_stand(table):
+    told = [note for note in build(table, everything(table), comparable=True).notes if "preset=authors" in note]
+    assert len(told) == (table != "fig2")
+    assert all(word in told[0] for word in ("class_ce", "in_batch", "101 rounds", "validation")) if told else True
+    assert not any("preset=authors" in note for note in build(table, everything(table), comparable=False).notes)
+
+
+def test_why_the_papers_numbers_are_left_out():
+    results = everything("table1")
+    model = build("table1", results, comparable=False).notes
+    assert any("left out" in note and "ViT-B/32" in note for note in model)
+    partition = build("table1", results, comparable=False, deviations=("data.clients = 2 (the paper: 10)",)).notes
+    (told,) = [note for note in partition if "left out" in note]
+    assert "do not follow its partition. data.clients = 2 (the paper: 10)." in told
+    assert not any("left out" in note for note in build("table1", results, comparable=True).notes)
+
+
+def test_nothing_is_said_to_be_tuned():
+    assert not any("grid" in note for table in TABLES for note in build(table, {}, comparable=True).notes)
+
+
 @pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4", "fig2"])
 def test_notes_say_what_cannot_be_compared(table):
     told = " ".join(build(table, {}, comparable=True).notes)

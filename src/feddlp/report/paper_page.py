@@ -24,7 +24,7 @@ ALONE = "In the paper's layout, with our numbers alone."
 
 def paper_sections(tables: Sequence[PaperTable], styles: Styles) -> tuple[Section, ...]:
     """A section a table, in the given order."""
-    drawn = {cell.method for table in tables for cell in table.cells}
+    drawn = {cell.method for table in tables for cell in table.every if cell.round is not None}
     missing = sorted(drawn - styles.keys())
     styles = {**styles, **{method: Style(place) for place, method in enumerate(missing, len(styles))}}
     return tuple(section(table, styles) for table in tables)
