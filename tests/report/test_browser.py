@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageStat
 from records_factory import make_run
+from test_paper import everything
 
 from feddlp.report.page import write_report
+from feddlp.report.paper import build
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
@@ -51,7 +53,8 @@ def page(tmp_path_factory) -> Path:
     name = "a class with a name that is far too long to stand in any label"
     names = [name, *(f"class {number}" for number in range(40))]
     runs = [make_run(root, f"s{seed}", seed=seed, clients=12, class_names=names, newcomers=(1,)) for seed in (0, 1)]
-    write_report(runs, root / "report.html")
+    tables = [build(name, everything(name), comparable=True) for name in ("table1", "table3", "table5")]
+    write_report(runs, root / "report.html", tables)
     return root / "report.html"
 
 
