@@ -11,34 +11,17 @@ A method of your own is one file like this. Put it in a folder, name the folder 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from feddlp.data.batches import Batch
-from feddlp.methods.base import Count, Forward, LoRAMethod
-from feddlp.model.adapters import Adapter
+from feddlp.methods.base import Count
+from feddlp.methods.flora import FLoRA
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedPer(LoRAMethod):
-    """One LoRA whose lower layers are shared and whose upper layers are private."""
+class FedPer(FLoRA):
+    """FLoRA whose upper layers, and the projection, stay private."""
 
-    shared: ClassVar[tuple[str, ...]] = ("adapter",)
-
-    rank: Count = 2
     shared_layers: Count = 2
-
-    def adapters(self) -> dict[str, Adapter]:
-        return {"adapter": self.lora(self.rank)}
-
-    def losses(self, f: Forward, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        yield "adapter", self.ce(f(batch, "adapter"), batch)
-
-    def predict(self, f: Forward, batch: Batch) -> Tensor:
-        return f.frozen(batch, "adapter")
 
     def sends(self, name: str, leaf: str) -> bool:
         layer = re.search(r"\.layers\.(\d+)\.", leaf)

@@ -99,6 +99,16 @@ def sites_of(theta: Theta) -> dict[str, list[str]]:
     return found
 
 
+def at_every_site(adapter: LoRA | FeatureAttention, sites: Mapping[str, Site], draw: Draw) -> Theta:
+    """The initial leaves at all sites where an adapter acts."""
+    theta = {}
+    for name, site in sites.items():
+        if shapes := adapter.shapes(name, site):
+            values = adapter.init_site(shapes, draw(name))
+            theta.update({f"{name}.{leaf}": value for leaf, value in values.items()})
+    return theta
+
+
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adaptation of linear layers. Leaves A (r, d_in) and B (d_out, r).
@@ -128,12 +138,7 @@ class LoRA:
         return {"A": (self.rank, site.in_features), "B": (site.out_features, self.rank)}
 
     def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
-        theta = {}
-        for name, site in sites.items():
-            if shapes := self.shapes(name, site):
-                values = self.init_site(shapes, draw(name))
-                theta.update({f"{name}.{leaf}": value for leaf, value in values.items()})
-        return theta
+        return at_every_site(self, sites, draw)
 
     def init_site(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Theta:
         down = torch.empty(shapes["A"])
@@ -173,12 +178,7 @@ class FeatureAttention:
         return {"W1": square, "b1": row, "W2": square, "b2": row}
 
     def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
-        theta = {}
-        for name, site in sites.items():
-            if shapes := self.shapes(name, site):
-                values = self.init_site(shapes, draw(name))
-                theta.update({f"{name}.{leaf}": value for leaf, value in values.items()})
-        return theta
+        return at_every_site(self, sites, draw)
 
     def init_site(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Theta:
         width = shapes["b1"][0]
