@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from feddlp.config import Config, load_config, parse_value
 from feddlp.errors import UserError
 from feddlp.methods import registry
+from feddlp.methods.base import STACKABLE
 
 DEMO = tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
 
@@ -284,7 +285,9 @@ def test_a_method_cannot_run_twice():
 
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_every_method_can_be_run_alone_with_its_defaults(name):
-    assert load_config(None, [f"methods={name}"]).build_methods() == {name: registry()[name]()}
+    (built,) = load_config(None, [f"methods={name}"]).build_methods().values()
+    chosen = {key: getattr(built, key) for key in STACKABLE if hasattr(built, key)}  # these come from the preset
+    assert built == registry()[name](**chosen)
 
 
 # Round trip
@@ -340,7 +343,8 @@ def test_the_written_configuration_holds_every_key():
     assert set(table) == set(Config.model_fields)
     for section in ("data", "model", "training"):
         assert set(table[section]) == set(Config.model_fields[section].annotation.model_fields)
-    assert table["method"] == {name: asdict(registry()[name]()) for name in load_config(None).methods}
+    assert table["method"] == {name: asdict(built) for name, built in load_config(None).build_methods().items()}
+    assert all(table["method"][name].keys() == asdict(registry()[name]()).keys() for name in table["method"])
 
 
 def test_a_configuration_does_not_change():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from feddlp.config import load_config
 from feddlp.methods.feddlp import FedDLP
-from feddlp.sweep import load_sweep
+from feddlp.sweepfile import load_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

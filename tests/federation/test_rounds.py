@@ -105,7 +105,7 @@ LANES = {
     "seeds": [(seed, GATED) for seed in (0, 42)],
     "trials": [(0, GATED), (0, replace(GATED, lr=0.03)), (0, replace(GATED, kd_weight=2.0, gate_threshold=0.3))],
     "both, momentum": [(s, FLoRA(lr=lr, server_momentum=0.5)) for s, lr in ((3, 0.01), (3, 0.002), (4, 0.01))],
-    "proximal": [(s, FLoRA(lr=0.01, proximal=0.3, average_of="products")) for s in (5, 6)],
+    "proximal": [(s, FLoRA(lr=0.01, proximal=0.3, average_of="products", reset_optimizer=True)) for s in (5, 6)],
     "dat": [(s, FedDAT(lr=0.01, kd_weight=weight)) for s, weight in ((0, 1.0), (1, 0.2))],
 }
 PARTIAL = {"participation": 0.7, "report_rate": 0.5}
@@ -264,7 +264,7 @@ RESUMED = {
     "momentum": (FLoRA(server_momentum=0.5, proximal=0.1), {}),
     "reset": (FedDAT(reset_optimizer=True), {}),
     "schedule": (replace(GATED, gate_schedule="rise", gate_schedule_rounds=3, gate_threshold=0.4), {"local_epochs": 2}),
-    "products": (FLoRA(average_of="products", server_momentum=0.3), {}),
+    "products": (FLoRA(average_of="products", reset_optimizer=True), {}),
     "private B": (FLoRA(factors_sent="A"), {}),
     "fixed A": (FedDLP(factors_trained="B", server_momentum=0.5), {}),
     "pruned and shared": (FedDLPShared(gate_threshold=0.2), {}),
@@ -362,7 +362,8 @@ def test_diagnostics_are_those_of_the_participants(make_federation):
         (client,) = result.participated.nonzero()[:, 0].tolist()
         samples = federation.data.test.sizes()[client].item()
         assert result.diagnostics["local"] == pytest.approx(100 * result.test_correct[client].item() / samples)
-        assert result.diagnostics.keys() == {"received", "local", "global", "combined", "ensemble"}
+        assert result.diagnostics.keys() == {"predicted", "received", "local", "global", "combined", "ensemble"}
+    assert result.diagnostics["predicted"] == result.diagnostics["local"]
 
 
 # FedProx
