@@ -8,10 +8,10 @@ from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import EVALUATION_BATCH, FederatedData, Federation
+from feddlp.federation.rounds import EVALUATION_BATCH, FederatedData, Federation, side_by_side
 from feddlp.model.adapters import View
 from feddlp.model.forward import Forward
-from feddlp.training.cohort import Cohort, Slot
+from feddlp.training.cohort import Cohort
 
 
 def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[str, Any]]:
@@ -23,12 +23,9 @@ def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[
         local training ("tuned").
     """
     lanes, width = federation.lanes, len(data.ids)
-    slots = [Slot(client, lane.seed, lane.method) for lane in lanes for client in data.ids]
+    slots, everyone = side_by_side(lanes, data)
     cohort = Cohort(slots, federation.cohort.backbone, federation.cohort.prompts)
-    everyone = data.select([row for _ in lanes for row in range(width)])
-    for lane, server in enumerate(federation.servers):
-        cohort.download(server.shared, slice(lane * width, (lane + 1) * width))
-    cohort.start_round(float(federation.round))
+    federation.download(cohort)
     shared = cohort.method.shared
 
     views: dict[str, View] = {"zero_shot": {}}
@@ -39,9 +36,8 @@ def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[
         return {name: f.frozen(batch, view) for name, view in views.items()}
 
     scores = [cohort.correct(everyone.test, EVALUATION_BATCH, arriving)]
-    owners = [(slot.client, slot.seed) for slot in slots]
     for epoch in range(epochs if cohort.adapters else 0):
-        cohort.fit(everyone.train.shuffled(federation.training.batch_size, owners, federation.round, epoch))
+        cohort.fit(everyone.train.shuffled(federation.training.batch_size, cohort.owners, federation.round, epoch))
         scores.append(cohort.correct(everyone.test, EVALUATION_BATCH))
 
     def summary(lane: int, stage: int, name: str) -> dict[str, float] | None:

@@ -62,6 +62,12 @@ class Lane(NamedTuple):
     method: Method
 
 
+def side_by_side(lanes: Sequence[Lane], data: FederatedData) -> tuple[list[Slot], FederatedData]:
+    """The same clients once for each lane: their slots, and their data as often."""
+    slots = [Slot(client, lane.seed, lane.method) for lane in lanes for client in data.ids]
+    return slots, data.select([row for _ in lanes for row in range(len(data.ids))])
+
+
 @dataclass(frozen=True)
 class RoundResult:
     """What one round did in one lane; every tensor [K], with NaN or 0 for clients that sat it out."""
@@ -102,9 +108,8 @@ class Federation:
         training: TrainingConfig,
     ):
         self.lanes, self.data, self.training = tuple(lanes), data, training
-        slots = [Slot(client, lane.seed, lane.method) for lane in lanes for client in data.ids]
+        slots, self.everyone = side_by_side(lanes, data)
         self.cohort = Cohort(slots, backbone, prompts)
-        self.everyone = data.select([row for _ in lanes for row in range(len(data.ids))])
         self.servers = [self._server(lane, backbone) for lane in lanes]
         shape = (len(lanes), len(data.ids))
         self.correct = {part: torch.full(shape, -1) for part in ("validation", "test")}  # -1: not scored yet
@@ -138,11 +143,11 @@ class Federation:
         rows = torch.cat([lane * len(ids) + joins.nonzero()[:, 0] for lane, (joins, _) in enumerate(draws)])
         all_join = len(rows) == len(self.cohort.slots)
         if not all_join:
-            self._score_newly(torch.arange(len(self.cohort.slots)))
+            self._score_at_start()
         cohort = self.cohort if all_join else self.cohort.rows(rows)
         data = self.everyone.select(rows.tolist())
 
-        self._download(cohort)
+        self.download(cohort)
         diagnostics = self._received(cohort, data)
         bytes_down = cohort.payload()
         losses = self._train(cohort, data, on_step)
@@ -153,7 +158,7 @@ class Federation:
             diagnostics["predicted"] = self.correct["test"].view(-1)[rows]
         bytes_up = cohort.payload()
         reports = torch.cat([reports[joins] for joins, reports in draws])
-        self._aggregate(cohort, reports)
+        self._aggregate(cohort, data.train.sizes(), reports)
         if not all_join:
             self.cohort.put_back(rows, cohort)
         self.cohort.compact()
@@ -162,14 +167,15 @@ class Federation:
         found = Found(rows, reports, losses, diagnostics, data.test.sizes(), bytes_down, bytes_up * reports)
         return [self._result(lane, seconds, found) for lane in range(len(self.lanes))]
 
-    def _blocks(self, cohort: Cohort) -> Iterator[tuple[Server, slice]]:
-        """Each lane's server and where its clients stand in the cohort; lanes send equally many."""
+    def blocks(self, cohort: Cohort) -> Iterator[tuple[Server, slice]]:
+        """Each lane's server and where its clients stand in a cohort; lanes send equally many."""
         width = len(cohort.slots) // len(self.lanes)
         for lane, server in enumerate(self.servers):
             yield server, slice(lane * width, (lane + 1) * width)
 
-    def _download(self, cohort: Cohort) -> None:
-        for server, block in self._blocks(cohort):
+    def download(self, cohort: Cohort) -> None:
+        """Give a cohort of these lanes what their servers hold, and start its round."""
+        for server, block in self.blocks(cohort):
             cohort.download(server.shared, block)
         cohort.start_round(float(self.round))
 
@@ -186,9 +192,8 @@ class Federation:
 
     def _train(self, cohort: Cohort, data: FederatedData, on_step: Callable[[], None]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        owners = [(slot.client, slot.seed) for slot in cohort.slots]
         for epoch in range(self.training.local_epochs if cohort.adapters else 0):
-            batches = data.train.shuffled(self.training.batch_size, owners, self.round, epoch)
+            batches = data.train.shuffled(self.training.batch_size, cohort.owners, self.round, epoch)
             losses = cohort.fit(batches, on_step)
         return losses
 
@@ -196,20 +201,16 @@ class Federation:
         for part, samples in (("validation", data.validation), ("test", data.test)):
             self.correct[part].view(-1)[rows] = cohort.correct(samples, EVALUATION_BATCH)[""]
 
-    def _score_newly(self, rows: Tensor) -> None:
+    def _score_at_start(self) -> None:
         """Before the first round, clients that may sit it out are scored as they are."""
         if (self.correct["test"] < 0).any():
-            self._score(self.cohort, self.everyone, rows)
+            self._score(self.cohort, self.everyone, torch.arange(len(self.cohort.slots)))
 
-    def _aggregate(self, cohort: Cohort, reports: Tensor) -> None:
+    def _aggregate(self, cohort: Cohort, samples: Tensor, reports: Tensor) -> None:
         """The server's step of each lane, from the clients that reported; without any, nothing changes."""
         uploads = cohort.upload()
-        sizes = self.everyone.train.sizes()[: len(self.data.ids)]
-        place = {client: row for row, client in enumerate(self.data.ids)}
-        weights = torch.stack([sizes[place[slot.client]] for slot in cohort.slots])
-        if cohort.method.averaging == "uniform":
-            weights = torch.ones_like(weights)
-        for server, block in self._blocks(cohort):
+        weights = torch.ones_like(samples) if cohort.method.averaging == "uniform" else samples
+        for server, block in self.blocks(cohort):
             chosen = torch.arange(len(weights))[block][reports[block]]
             if len(chosen) and uploads:
                 arrived = {

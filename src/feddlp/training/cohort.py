@@ -69,6 +69,11 @@ class Cohort:
         self._wake()
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
 
+    @property
+    def owners(self) -> list[tuple[int, int]]:
+        """(client id, seed) of each slot, by which its batches are shuffled."""
+        return [(slot.client, slot.seed) for slot in self.slots]
+
     def _initial(self, name: str, slot: Slot) -> Theta:
         """A shared adapter begins as the server's, so that leaves that never travel are the same for all too."""
         owner = "server" if name in slot.method.shared else slot.client
