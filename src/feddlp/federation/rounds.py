@@ -213,10 +213,10 @@ class Federation:
         for server, block in self.blocks(cohort):
             chosen = torch.arange(len(weights))[block][reports[block]]
             if len(chosen) and uploads:
-                arrived = {
-                    name: {leaf: v[chosen.to(v.device)] for leaf, v in up.items()} for name, up in uploads.items()
-                }
-                server.step(cohort.method.aggregate(arrived, weights[chosen]))
+                averages = {name: cohort.method.average() for name in uploads}
+                for name, up in uploads.items():
+                    averages[name].add({leaf: v[chosen.to(v.device)] for leaf, v in up.items()}, weights[chosen])
+                server.step({name: average.result() for name, average in averages.items()})
 
     def _result(self, lane: int, seconds: float, found: Found) -> RoundResult:
         clients = len(self.data.ids)
