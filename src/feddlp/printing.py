@@ -8,7 +8,8 @@ from rich.console import Console
 
 from feddlp.errors import UserError
 from feddlp.experiment import missing_rounds
-from feddlp.records import RunFolder, write_atomically
+from feddlp.files import write_atomically
+from feddlp.records import RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
 from feddlp.report.sweeps import is_finished, sweep_csv, sweep_tables

@@ -13,8 +13,9 @@ from feddlp.config import Table, absolute_checkpoint, apply_override
 from feddlp.data.datasets import PAPER_TEMPLATES
 from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter
+from feddlp.files import write_atomically
 from feddlp.model.backbone import EMBEDDED, load_clip_config
-from feddlp.records import RunFolder, write_atomically
+from feddlp.records import RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
