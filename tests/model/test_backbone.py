@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPMode
 
 from feddlp.errors import UserError
 from feddlp.model.adapters import Dense, FeatureAttention, LinearSite, LoRA, count_parameters
-from feddlp.model.backbone import find_sites, load_backbone, locate
+from feddlp.model.backbone import Change, find_sites, load_backbone, locate
 from feddlp.model.gates import GatedLoRA
 
 PROMPTS = ["a photo of the digit three.", "a cat", "an aircraft that nobody has ever seen, in a blue sky over the sea"]
@@ -95,9 +95,10 @@ def test_after_an_adapted_pass_the_model_is_the_checkpoint_again(adapt, pictures
     backbone = load_backbone("tiny-clip", adapt)
     images, tokens = backbone.resize(pictures), backbone.tokenize(PROMPTS)
     before = backbone.encode_images(images), backbone.encode_texts(tokens)
-    with backbone.adapted(lambda site, x, y: torch.ones_like(y)):
+    ones = Change(lambda site, layer, x: torch.ones(*x.shape[:-1], layer.out_features), lambda site, features: features)
+    with backbone.adapted(ones):
         during = backbone.encode_images(images), backbone.encode_texts(tokens)
-    with pytest.raises(ZeroDivisionError), backbone.adapted(lambda site, x, y: 1 / 0):
+    with pytest.raises(ZeroDivisionError), backbone.adapted(Change(lambda *_: 1 / 0, lambda *_: 1 / 0)):
         backbone.encode_images(images) if adapt == "image" else backbone.encode_texts(tokens)
     after = backbone.encode_images(images), backbone.encode_texts(tokens)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

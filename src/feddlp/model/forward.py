@@ -12,15 +12,18 @@ Either way the result is [K, B, C]: every objective and every distillation is co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
+from typing import cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from feddlp.data.batches import Batch
 from feddlp.data.prompts import Prompts
-from feddlp.model.adapters import Adapter, Dense, Theta, View, sites_of
-from feddlp.model.backbone import Backbone
+from feddlp.model.adapters import Adapter, Dense, FeatureAdapter, LinearAdapter, Theta, View, sites_of
+from feddlp.model.backbone import Backbone, Change
+from feddlp.model.linear import adapted_linear, by_client
 
 Encode = Callable[[Tensor, Mapping[str, Tensor] | None], Tensor]
 """One of the backbone's two encoders."""
@@ -62,7 +65,7 @@ class Forward:
         """[K, n, ...] -> unit features [K, n, D]: all clients in one pass, or one by one where weights are replaced."""
         if self.dense & view.keys():
             return torch.stack([encode(rows, self._weights(view, k)) for k, rows in enumerate(inputs)])
-        with self.backbone.adapted(partial(self._delta, view, len(inputs)) if view else None):
+        with self.backbone.adapted(Change(partial(self.linear, view), partial(self.features, view)) if view else None):
             return torch.unflatten(encode(inputs.flatten(0, 1), None), 0, inputs.shape[:2])
 
     def _weights(self, view: Mapping[str, float], client: int) -> dict[str, Tensor]:
@@ -74,11 +77,25 @@ class Forward:
             weights[site] = (base + share * self.theta[name][f"{site}.difference"][client]).to(base.dtype)
         return weights
 
-    def _delta(self, view: Mapping[str, float], clients: int, site: str, x: Tensor, y: Tensor) -> Tensor | None:
-        rows, base = x.reshape(clients, -1, x.shape[-1]), y.reshape(clients, -1, y.shape[-1])  # (K, rows, d)
-        deltas = []
+    def linear(self, view: Mapping[str, float], site: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        """A linear layer with the adapters of a view that act there; several are one of the sum of their ranks."""
+        factors = [
+            (down, up if weight == 1 else weight * up)
+            for name, weight in view.items()
+            if site in self.sites[name]
+            for down, up in [cast("LinearAdapter", self.adapters[name]).factors(self.theta[name], site)]
+        ]
+        if not factors:
+            return F.linear(x, layer.weight, layer.bias)
+        downs, ups = zip(*factors, strict=True)
+        return adapted_linear(x, layer.weight, layer.bias, torch.cat(downs, dim=1), torch.cat(ups, dim=2))
+
+    def features(self, view: Mapping[str, float], site: str, features: Tensor) -> Tensor:
+        """A tower's output features [K n, D] with the adapters of a view that act on them."""
         for name, weight in view.items():
             if site in self.sites[name]:
-                delta = self.adapters[name].delta(self.theta[name], site, rows, base)
-                deltas.append(delta if weight == 1 else weight * delta)  # a product by one is a pass over memory
-        return reduce(torch.add, deltas).view_as(y) if deltas else None
+                theta, adapter = self.theta[name], cast("FeatureAdapter", self.adapters[name])
+                rows = by_client(features, len(next(iter(theta.values()))))
+                changed = adapter.transform(theta, site, rows).view_as(features)
+                features = features + weight * (changed - features)
+        return features
