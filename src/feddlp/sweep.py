@@ -14,6 +14,7 @@ rate, kd_weight or gate threshold train side by side on the client axis.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,9 +28,7 @@ from feddlp import materials as preparation
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, missing_rounds, open_folder, play
-from feddlp.hyperparameters import base_of
 from feddlp.materials import Materials
-from feddlp.methods import registry
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder, write_atomically
 from feddlp.report.sweeps import is_sweep, read_result
@@ -109,8 +108,7 @@ class Runner:
 
     def seeds(self, method: str) -> list[int]:
         """The run seeds; one is enough for a method that trains nothing."""
-        trains = bool(registry()[base_of(method, self.sweep.config.get("method", {}))]().adapters())
-        return self.sweep.seeds if trains else self.sweep.seeds[:1]
+        return self.sweep.seeds if self.sweep.trains(method) else self.sweep.seeds[:1]
 
     def _prepare(self, setting: int) -> Materials:
         job = Job(setting, self.sweep.methods[0], self.sweep.trials(self.sweep.methods[0])[0], 0, None)
@@ -125,7 +123,7 @@ class Runner:
         jobs = {trial: [Job(setting, method, trial, s, rounds) for s in self.sweep.tune.seeds] for trial in trials}
         self._play([job for row in jobs.values() for job in row], materials)
         scores = {trial: self._validation(row) for trial, row in jobs.items()}
-        best = max(trials, key=lambda trial: float("-inf") if scores[trial] is None else float(scores[trial] or 0))
+        best = max(trials, key=lambda trial: -math.inf if (score := scores[trial]) is None else score)
         missing = [job_name(jobs[trial][0]) for trial in trials if scores[trial] is None]
         if missing:
             self.reporter.warn(f"{method}: {len(missing)} of {len(trials)} trials have no score: {', '.join(missing)}")
