@@ -11,7 +11,7 @@ from feddlp.experiment import missing_rounds
 from feddlp.records import RunFolder, write_atomically
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
-from feddlp.report.sweeps import is_finished, sweep_csv, sweep_tables
+from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
 
 
@@ -51,10 +51,12 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_sweep(path: Path, console: Console) -> None:
     """The tables of a sweep; the same as CSV in its folder."""
     out = printer(console)
-    out.print(*sweep_tables(path))
-    if not is_finished(path):
+    finished, choices = read_result(path)
+    lines = summarise_choices(path, choices)
+    out.print(*sweep_tables(path, lines))
+    if not finished:
         out.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
-    write_atomically(path / "results.csv", sweep_csv(path).encode())
+    write_atomically(path / "results.csv", sweep_csv(lines).encode())
     out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
 
 

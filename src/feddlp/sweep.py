@@ -266,7 +266,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(sweep.folder / ".lock", timeout=0):
-            before = read_result(sweep.folder) if keep and is_sweep(sweep.folder) else []
+            before = read_result(sweep.folder).choices if keep and is_sweep(sweep.folder) else []
             save = partial(save_result, sweep.folder, before)
             result = Runner(sweep, reporter, save).run()
             save(result)
