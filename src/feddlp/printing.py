@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from feddlp.errors import UserError
-from feddlp.experiment import missing_rounds
+from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.records import RunFolder, write_atomically
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
@@ -35,9 +35,18 @@ def print_run(folder: RunFolder, console: Console) -> None:
     out.print(*comparison(summarise(rows), str(folder.path)))
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
-    if missing := missing_rounds(folder):
-        out.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
+    if lack := unfinished(folder):
+        out.print(f"Unfinished {lack}.", highlight=False)
         out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def unfinished(folder: RunFolder) -> str:
+    """What a run still lacks; empty when it is finished."""
+    if rounds := missing_rounds(folder):
+        return f"({rounds} to go), so the final round is the last so far"
+    if methods := missing_newcomers(folder):
+        return f"(newcomers have yet to join {methods})"
+    return ""
 
 
 def print_finished(folder: RunFolder, console: Console) -> None:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from feddlp import materials as preparation
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, missing_rounds, open_folder, play
+from feddlp.experiment import Entry, Reporter, missing_newcomers, missing_rounds, open_folder, play
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder, write_atomically
@@ -226,8 +226,7 @@ class Lazy:
 
 def finished(entry: Entry) -> bool:
     """Whether a run has all the rounds that its configuration asks for now, and those who join at its end."""
-    welcomed = not entry.config.data.newcomers or set(entry.config.methods) <= entry.folder.read_newcomers().keys()
-    return welcomed and not missing_rounds(entry.folder, entry.config)
+    return not missing_rounds(*entry) and not missing_newcomers(*entry)
 
 
 def bundles(entries: Sequence[Entry], most: int) -> Iterator[list[Entry]]:
