@@ -327,6 +327,18 @@ def test_a_trial_that_fails_is_not_chosen(finished, tmp_path, monkeypatch):
     assert choice["validation"][f"lr{best:g}"] is None
 
 
+@pytest.mark.parametrize("vary", [{}, {"data.shots": [500, 600]}], ids=["one setting", "two"])
+def test_data_that_cannot_be_used_leave_no_run_folder(vary, tmp_path):
+    config = {"data": {**QUICK["data"], "shots": 500}} if not vary else {}
+    sweep = check_sweep(table(tmp_path, config=config, vary=vary))
+    if vary:
+        assert len(run_sweep(sweep, Silent())["failed"]) == 2
+    else:
+        with pytest.raises(UserError, match=r"data\.shots"):
+            run_sweep(sweep, Silent())
+    assert {path.name for path in sweep.folder.iterdir()} <= {".lock", "sweep.json"}
+
+
 # Bundles
 
 

@@ -51,7 +51,7 @@ def run_path(config: Config) -> Path:
 
 
 def open_run(config: Config, tuning: bool = False) -> RunFolder:
-    """The run's folder, made where it is new; one that has fewer rounds is given more.
+    """The run's folder, which may have to be made yet; one that has fewer rounds is given more.
 
     Raises:
         OtherRunError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
@@ -59,8 +59,6 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     """
     path = run_path(config)
     if not (path / "config.toml").exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.toml", config.to_toml().encode())
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
     if identity(found) != identity(config):
@@ -70,6 +68,13 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if found.training.rounds < config.training.rounds:
         write_atomically(path / "config.toml", config.to_toml().encode())
     return RunFolder(path)
+
+
+def make_folder(entry: Entry) -> None:
+    """Make a run's folder where it is new."""
+    if not entry.folder.config.exists():
+        entry.folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(entry.folder.config, entry.config.to_toml().encode())
 
 
 @dataclass
@@ -186,7 +191,9 @@ class Runner:
         """One bundle; where it fails, each of its runs by itself, so that one does not spoil the others."""
         name = bundle[0].config.methods[0]
         self.reporter.note(f"{name}: {', '.join(entry.folder.path.name for entry in bundle)}")
-        shared = materials.get()  # what is wrong with data or model is wrong with every run
+        shared = materials.get()  # what is wrong with data or model is wrong with every run, and leaves no folder
+        for entry in bundle:
+            make_folder(entry)
         try:
             play_together(bundle, name, shared, self.reporter)
         except Exception as error:
