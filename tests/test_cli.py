@@ -241,6 +241,15 @@ def test_a_run_without_a_finished_round_says_how_to_start_it(feddlp, tmp_path):
     assert_mistake(feddlp("show", "runs/new"), "no finished round yet", "feddlp resume runs/new")
 
 
+def test_a_run_whose_newcomers_have_not_joined_is_unfinished_until_it_is_resumed(feddlp, tmp_path):
+    assert "Unfinished" not in feddlp("run", *SMALL, "data.newcomers=2").out
+    (tmp_path / "runs" / "small" / "newcomers.jsonl").unlink()
+    shown = feddlp("show", "runs/small").out
+    assert "Unfinished (newcomers have yet to join zero_shot)." in shown
+    assert "Go on with: feddlp resume runs/small" in shown
+    assert "Unfinished" not in feddlp("resume", "runs/small").out
+
+
 def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
     for command, names in (("methods", [*registry(), *variants()]), ("datasets", SOURCES)):
         ended = feddlp(command)

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from feddlp.errors import UserError
-from feddlp.experiment import missing_rounds
+from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.records import RunFolder, write_atomically
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
-from feddlp.report.sweeps import is_finished, sweep_csv, sweep_tables
+from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
 
 
@@ -35,9 +35,18 @@ def print_run(folder: RunFolder, console: Console) -> None:
     out.print(*comparison(summarise(rows), str(folder.path)))
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
-    if missing := missing_rounds(folder):
-        out.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
+    if lack := unfinished(folder):
+        out.print(f"Unfinished {lack}.", highlight=False)
         out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def unfinished(folder: RunFolder) -> str:
+    """What a run still lacks; empty when it is finished."""
+    if rounds := missing_rounds(folder):
+        return f"({rounds} to go), so the final round is the last so far"
+    if methods := missing_newcomers(folder):
+        return f"(newcomers have yet to join {methods})"
+    return ""
 
 
 def print_finished(folder: RunFolder, console: Console) -> None:
@@ -51,10 +60,12 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_sweep(path: Path, console: Console) -> None:
     """The tables of a sweep; the same as CSV in its folder."""
     out = printer(console)
-    out.print(*sweep_tables(path))
-    if not is_finished(path):
+    finished, choices = read_result(path)
+    lines = summarise_choices(path, choices)
+    out.print(*sweep_tables(path, lines))
+    if not finished:
         out.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
-    write_atomically(path / "results.csv", sweep_csv(path).encode())
+    write_atomically(path / "results.csv", sweep_csv(lines).encode())
     out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -166,11 +166,11 @@ class RunFolder:
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The complete lines of rounds.jsonl, in order."""
-        return read_lines(self.rounds)
+        return list(read_lines(self.rounds))
 
     def read_ranks(self) -> list[dict[str, Any]]:
         """The complete lines of ranks.jsonl, in order; empty without gates."""
-        return read_lines(self.ranks)
+        return list(read_lines(self.ranks))
 
     def read_newcomers(self) -> dict[str, dict[str, Any]]:
         """What became of the clients that joined at the end, by method."""
@@ -192,6 +192,10 @@ class RunFolder:
         """Who holds what; depends on the configuration alone, so that it is written once."""
         if not (self.path / "partition.json").exists():
             write_atomically(self.path / "partition.json", json.dumps(counts).encode())
+
+    def read_partition(self) -> dict[str, Any] | None:
+        """Who holds what; None where the run died before it was written."""
+        return read_json(self.path / "partition.json")
 
     def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:
         """Commit one method's state after a round, with the length of the records at that moment."""
@@ -264,20 +268,24 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """The recorded environment; empty where the run died before it was written."""
-        file = self.path / "environment.json"
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
-        except (json.JSONDecodeError, ValueError) as error:
-            raise UserError(f"{file} is damaged ({error}); restore it or run again") from error
+        return read_json(self.path / "environment.json") or {}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
-    if not path.exists():
-        return []
+def read_json(path: Path) -> dict[str, Any] | None:
+    """One JSON object; None where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
 

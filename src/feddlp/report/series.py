@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,24 +123,6 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file that may be absent or still being written."""
-    if not path.is_file():
-        return
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
-
-
 def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -191,7 +173,7 @@ def read_run(folder: RunFolder) -> Run:
     rows = by_key(folder.read_rounds())
     if not rows:
         raise UserError(f"{folder.path} has no finished round to report on; go on with: feddlp resume {folder.path}")
-    ranks = {(row["method"], row["seed"], row["round"]): row for row in json_lines(folder.path / "ranks.jsonl")}
+    ranks = {(row["method"], row["seed"], row["round"]): row for row in folder.read_ranks()}
     last = {key: (*key, rounds[-1]["round"]) for key, rounds in rows.items()}
     return Run(
         name=folder.path.as_posix(),
@@ -201,8 +183,8 @@ def read_run(folder: RunFolder) -> Run:
         rows=rows,
         clients=last_clients(folder.clients, rows),
         ranks={key: ranks[place] for key, place in last.items() if place in ranks},
-        newcomers={(row["method"], row["seed"]): row for row in json_lines(folder.path / "newcomers.jsonl")},
-        partition=read_json(folder.path / "partition.json"),
+        newcomers={(row["method"], row["seed"]): row for row in folder.read_newcomers().values()},
+        partition=folder.read_partition(),
     )
 
 
