@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from feddlp import __version__
+from feddlp.allocator import keep_freed_memory
 from feddlp.errors import UserError
 from feddlp.progress import PlainReporter, make_reporter
 
@@ -287,6 +288,7 @@ def quiet_libraries() -> None:
 def main() -> None:
     """Entry point of the command `feddlp`."""
     signal.signal(signal.SIGTERM, interrupt)
+    keep_freed_memory()
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this code and returns it
             raise KeyboardInterrupt

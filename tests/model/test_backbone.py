@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPMode
 
 from feddlp.errors import UserError
 from feddlp.model.adapters import Dense, FeatureAttention, LinearSite, LoRA, count_parameters
-from feddlp.model.backbone import Change, find_sites, load_backbone, locate
+from feddlp.model.backbone import find_sites, load_backbone, locate
 from feddlp.model.gates import GatedLoRA
 
 PROMPTS = ["a photo of the digit three.", "a cat", "an aircraft that nobody has ever seen, in a blue sky over the sea"]
@@ -90,15 +90,27 @@ def test_a_prompt_that_does_not_fit_is_refused_and_not_cut(backbones):
     assert backbones["text"].tokenize(["a photo", "a " * 75]).shape == (2, 77)
 
 
+class Ones:
+    def linear(self, site, layer, x):
+        return torch.ones(*x.shape[:-1], layer.out_features)
+
+    def features(self, site, features):
+        return features
+
+
+class Broken:
+    def linear(self, site, layer, x):
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("adapt", ["image", "text"])
 def test_after_an_adapted_pass_the_model_is_the_checkpoint_again(adapt, pictures):
     backbone = load_backbone("tiny-clip", adapt)
     images, tokens = backbone.resize(pictures), backbone.tokenize(PROMPTS)
     before = backbone.encode_images(images), backbone.encode_texts(tokens)
-    ones = Change(lambda site, layer, x: torch.ones(*x.shape[:-1], layer.out_features), lambda site, features: features)
-    with backbone.adapted(ones):
+    with backbone.adapted(Ones()):
         during = backbone.encode_images(images), backbone.encode_texts(tokens)
-    with pytest.raises(ZeroDivisionError), backbone.adapted(Change(lambda *_: 1 / 0, lambda *_: 1 / 0)):
+    with pytest.raises(ZeroDivisionError), backbone.adapted(Broken()):
         backbone.encode_images(images) if adapt == "image" else backbone.encode_texts(tokens)
     after = backbone.encode_images(images), backbone.encode_texts(tokens)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

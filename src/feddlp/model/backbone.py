@@ -9,11 +9,11 @@ backbones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -32,11 +32,16 @@ EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "assets" / "tiny-clip"}
 MODULES = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
-class Change(NamedTuple):
+class Change(Protocol):
     """What adapters do, all clients' rows together."""
 
-    linear: Callable[[str, nn.Linear, Tensor], Tensor]  # in place of a layer: (site, layer, x) -> y
-    features: Callable[[str, Tensor], Tensor]  # on the output of a tower: (site, features) -> features
+    def linear(self, site: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        """In place of a linear layer."""
+        ...
+
+    def features(self, site: str, features: Tensor) -> Tensor:
+        """On the output of a tower."""
+        ...
 
 
 def towers(adapt: Adapt) -> tuple[str, ...]:
