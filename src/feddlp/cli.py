@@ -267,12 +267,13 @@ def bench(
     quiet_libraries()
     from feddlp.bench.measure import measure
     from feddlp.bench.options import load_options
+    from feddlp.bench.results import results
     from feddlp.printing import print_bench
 
     options = load_options(words or [])
     with Console(stderr=True).status("measuring") as status:
-        result = measure(options, lambda what: status.update(f"measuring: {what}"))
-    print_bench(result, as_json)
+        measured = measure(options, lambda what: status.update(f"measuring: {what}"))
+    print_bench(results(*measured), as_json)
 
 
 @contextmanager

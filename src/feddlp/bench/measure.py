@@ -6,17 +6,17 @@ Everything is compared within one run on one machine; absolute times say more ab
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import cast
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig
 
-from feddlp.bench.counts import counter, nominal_flops
+from feddlp.bench.counts import counter
 from feddlp.bench.naive import NaiveClient
 from feddlp.bench.options import BenchOptions
 from feddlp.bench.rates import Rate, layer_shapes, matrix_rate
@@ -33,6 +33,7 @@ from feddlp.bench.synthetic import (
 )
 from feddlp.bench.timers import Timers, synchronise
 from feddlp.config import TrainingConfig
+from feddlp.data.prompts import Prompts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.materials import pick_device
@@ -40,12 +41,11 @@ from feddlp.memory import peak_mib, reset_peak
 from feddlp.methods.base import Method
 from feddlp.methods.feddlp import FedDLP
 from feddlp.model.backbone import Backbone
-from feddlp.records import environment
 from feddlp.training.cohort import Cohort, Slot
 
 Say = Callable[[str], None]
-ROUNDS = (2, 9)  # fewest and most that are measured
-NAIVE_STEPS = 1  # of an epoch of the naive twin
+MOST = 9  # pairs of a round and an epoch of the twin
+RATE_SHARE = 1 / 240  # of the time, for each shape of a matrix product
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,38 @@ class Workload:
     options: BenchOptions
     method: Method
     backbone: Backbone
+    prompts: Prompts
     pool: Pool
     data: FederatedData
-    federation: Federation
 
     @property
     def device(self) -> torch.device:
         return self.backbone.device
 
+    def federation(self) -> Federation:
+        training = TrainingConfig(batch_size=self.options.batch_size, diagnostics=False)
+        return Federation([Lane(0, self.method)], self.backbone, self.prompts, self.data, training)
 
-def make_workload(options: BenchOptions, device: torch.device) -> Workload:
-    """The federation of the options, on random weights and photographs."""
-    backbone = random_backbone(clip_config(options.model), options.adapt, str(device), getattr(torch, options.dtype))
-    sizes = client_sizes(options.clients, options.steps * options.batch_size, options.ragged)
-    pool = random_pool(backbone, options.classes, sum(sizes))
-    data = random_data(backbone, pool, sizes, options.classes_per_client)
-    training = TrainingConfig(batch_size=options.batch_size, diagnostics=False)
-    method, prompts = options.build_method(), random_prompts(backbone, options.classes)
-    federation = Federation([Lane(0, method)], backbone, prompts, data, training)
-    return Workload(options, method, backbone, pool, data, federation)
+    def first_client(self) -> Cohort:
+        """The first client alone, as it begins."""
+        return Cohort([Slot(0, 0, self.method)], self.backbone, self.prompts)
+
+
+@dataclass
+class Played:
+    """What was seen while the federation and its twin played."""
+
+    warm_up: Timers  # the first round, which also counted operations
+    rounds: list[Timers]
+    parts: list[Timers]  # the rounds that were looked into
+    naive: list[float]  # seconds for an image
+    peak_mib: float  # of the first round
+    resident_bytes: int  # what the federation holds after it
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Of the training."""
+        return median(one.seconds["training"] / one.samples for one in self.rounds)
 
 
 def find_device(name: str) -> torch.device:
@@ -83,168 +96,99 @@ def find_device(name: str) -> torch.device:
         raise UserError(str(error).removeprefix("model.")) from error
 
 
-def measure(options: BenchOptions, say: Say = lambda text: None) -> dict[str, Any]:
-    """Everything that `feddlp bench` tells, as one object for machines.
+def measure_rates(options: BenchOptions, config: CLIPConfig, device: torch.device) -> dict[str, Rate]:
+    """The machine's rate in both precisions, on the layers of the adapted tower."""
+    layers = layer_shapes(config, "text" if options.adapt == "text" else "image")
+    seconds = options.seconds * RATE_SHARE
+    return {name: matrix_rate(layers, getattr(torch, name), device, seconds) for name in ("float32", "bfloat16")}
 
-    Raises:
-        UserError: a device or a model that is not to be had.
+
+def make_workload(options: BenchOptions, device: torch.device) -> Workload:
+    """Random weights, prompts and photographs, dealt to the clients."""
+    dtype = getattr(torch, options.dtype)
+    backbone = random_backbone(clip_config(options.model), options.adapt, str(device), dtype)
+    sizes = client_sizes(options.clients, options.steps * options.batch_size, options.ragged)
+    pool = random_pool(backbone, options.classes, sum(sizes))
+    data = random_data(backbone, pool, sizes, options.classes_per_client)
+    return Workload(options, options.build_method(), backbone, random_prompts(backbone, options.classes), pool, data)
+
+
+def play(load: Workload, say: Say) -> Played:
+    """Rounds of the federation and epochs of the naive twin in turn, after a warm-up of either.
+
+    On a GPU the rounds are not looked into, as that costs a wait at each part; one more round is, at the end.
     """
-    device = find_device(options.device)
-    config = clip_config(options.model)
-    say("the rate of matrix products")
-    tower = "text" if options.adapt == "text" else "image"
-    rates = {
-        name: matrix_rate(layer_shapes(config, tower), getattr(torch, name), device) for name in ("float32", "bfloat16")
-    }
-    say(f"{options.model} with random weights, and photographs")
-    load = make_workload(options, device)
-    rounds, naive, peak = play(load, say)
-    return {
-        "machine": describe_machine(device),
-        "options": options.model_dump() | {"device": str(device)},
-        "rate": {name: {"flops_per_second": rate.flops, "shape": rate.shape} for name, rate in rates.items()},
-        "step": describe_step(load, rounds, rates[options.dtype]),
-        "round": describe_round(load, rounds),
-        "memory": {"peak_mib": peak, **memory_per_client(load)},
-        "naive": describe_naive(load, rounds, naive),
-    }
-
-
-def play(load: Workload, say: Say) -> tuple[list[Timers], list[float], float]:
-    """Rounds of the federation and epochs of the naive twin in turn: timers, seconds, peak MiB of the first round."""
-    rounds: list[Timers] = []
-    naive: list[float] = []
-    twin, peak = None, 0.0
+    say("the first round, which warms up")
+    before, looked_into = live_bytes(), load.device.type == "cpu"
+    federation = load.federation()
+    reset_peak()
+    warm_up = one_round(load, federation, parts=False, counter=counter())
+    played = Played(warm_up, [], [], [], peak_mib(), live_bytes() - before)
+    twin = make_twin(load) if load.options.with_twin else None
     started = time.perf_counter()
-    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - started < load.options.seconds):
-        say(f"round {len(rounds) + 1}")
-        if not rounds:
-            reset_peak()
-        rounds.append(one_round(load, count=not rounds))
-        peak = peak or peak_mib()
-        if load.options.with_twin:
-            say(f"naive twin, {len(naive) + 1}")
-            twin = twin or make_twin(load)
-            naive.append(naive_seconds(load, twin))
-    return rounds, naive, peak
+    for pair in range(1, MOST + 1):
+        say(f"pair {pair} of at most {MOST}")
+        if twin:
+            played.naive.append(naive_epoch(load, twin))
+        played.rounds.append(one_round(load, federation, looked_into))
+        if time.perf_counter() - started > load.options.seconds:
+            break
+    played.parts = played.rounds if looked_into else [one_round(load, federation, parts=True)]
+    return played
 
 
-def one_round(load: Workload, count: bool) -> Timers:
-    """A round; the first one counts operations as well."""
-    timers = Timers(load.device, counter=counter() if count else None)
+def one_round(load: Workload, federation: Federation, parts: bool, counter: FlopCounterMode | None = None) -> Timers:
+    timers = Timers(load.device, parts, counter)
     with timers.watching(type(load.method)):
-        load.federation.play_round()
+        federation.play_round()
     return timers
 
 
 def make_twin(load: Workload) -> NaiveClient:
-    """The first client in the naive way, from the adapters with which it began; warmed up on two samples."""
-    assert isinstance(load.method, FedDLP)  # the options saw to it
-    config, backbone = load.backbone.model.config, load.backbone
-    fresh = Cohort([Slot(0, 0, load.method)], backbone, load.federation.cohort.prompts)
+    """The first client in the naive way, from the same start, warmed up on two samples."""
+    client, config = load.first_client(), load.backbone.model.config
     twin = NaiveClient(
         random_clip(config).to(load.device),
         image_processor(config),
-        load.method,
-        {name: {leaf: value[0].detach() for leaf, value in theta.items()} for name, theta in fresh.theta.items()},
-        fresh.prompts.tokens,
+        cast("FedDLP", load.method),
+        {name: {leaf: value[0].detach() for leaf, value in theta.items()} for name, theta in client.theta.items()},
+        load.prompts.tokens,
         load.pool.files,
         load.pool.labels,
-        backbone.logit_scale,
+        load.backbone.logit_scale,
     )
-    twin.epoch(load.data.train.indices[0][:2], 2)
+    twin.step(load.data.train.indices[0][:2])
     return twin
 
 
-def naive_seconds(load: Workload, twin: NaiveClient) -> float:
-    """One epoch of the naive twin over a few batches. Seconds per image."""
-    order = load.data.train.indices[0][: NAIVE_STEPS * load.options.batch_size]
+def naive_epoch(load: Workload, twin: NaiveClient) -> float:
+    """One batch of the twin's epoch. Seconds for an image"""
+    rows = load.data.train.indices[0][: load.options.batch_size]
     synchronise(load.device)
     started = time.perf_counter()
-    twin.epoch(order, load.options.batch_size)
+    twin.step(rows)
     synchronise(load.device)
-    return (time.perf_counter() - started) / len(order)
-
-
-def timed(values: list[Any]) -> list[Any]:
-    """The first of three or more was the warm-up."""
-    return values[1:] if len(values) > 2 else values
-
-
-def seconds_per_image(rounds: list[Timers]) -> float:
-    return float(median(one.seconds["training"] / int(one.samples) for one in timed(rounds)))
-
-
-def describe_step(load: Workload, rounds: list[Timers], rate: Rate) -> dict[str, Any]:
-    """Throughput of the training, and what it is of the machine's rate."""
-    options, seconds = load.options, seconds_per_image(rounds)
-    executed = rounds[0].flops / int(rounds[0].samples)
-    tokens = load.federation.cohort.prompts.tokens.shape[1]
-    nominal = nominal_flops(
-        load.backbone.model.config, load.method, options.adapt, options.batch_size, options.classes, tokens
-    )
-    return {
-        "images_per_second": 1 / seconds,
-        "seconds_per_image": seconds,
-        "flops_per_image": executed,
-        "nominal_flops_per_image": nominal / options.batch_size,
-        "flops_per_second": executed / seconds,
-        "share_of_rate": executed / seconds / rate.flops,
-        "nominal_share_of_rate": nominal / options.batch_size / seconds / rate.flops,
-    }
-
-
-def describe_round(load: Workload, rounds: list[Timers]) -> dict[str, Any]:
-    """Where the time of a round goes, and how much of its batches is padding."""
-    splits = [one.split() for one in timed(rounds)]
-    return {
-        "seconds": median(one.seconds["round"] for one in timed(rounds)),
-        "split": {name: median(split[name] for split in splits) for name in splits[0]},
-        "trained_samples": int(rounds[0].samples),
-        "evaluated_samples": int(load.data.test.sizes().sum()),
-        "padded_share": 1 - int(rounds[0].samples) / rounds[0].places,
-        "rounds": len(timed(rounds)),
-    }
-
-
-def memory_per_client(load: Workload) -> dict[str, Any]:
-    """What one more client takes: its adapters, and two moments for every number that learns."""
-    cohort = load.federation.cohort
-    clients = len(cohort.slots)
-    leaves = [(name, leaf, value) for name, theta in cohort.theta.items() for leaf, value in theta.items()]
-    size = {(name, leaf): value.numel() * value.element_size() // clients for name, leaf, value in leaves}
-    moments = 2 * sum(count for (name, leaf), count in size.items() if load.method.learns(name, leaf))
-    return {
-        "adapter_bytes_per_client": sum(size.values()),
-        "moment_bytes_per_client": moments,
-        "payload_bytes_per_client": int(cohort.payload()[0]),
-    }
-
-
-def describe_naive(load: Workload, rounds: list[Timers], naive: list[float]) -> dict[str, Any] | None:
-    """The twin's time for an image, and how many times ours that is."""
-    if not naive:
-        return None
-    seconds = median(timed(naive))
-    return {"seconds_per_image": seconds, "times": seconds / seconds_per_image(rounds), "repeats": len(timed(naive))}
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Its name, versions, threads."""
-    return {"name": processor() if device.type == "cpu" else torch.cuda.get_device_name(device), **environment()}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return (time.perf_counter() - started) / len(rows)
 
 
 def live_bytes() -> int:
     """Bytes of all tensors that Python knows, each storage once."""
     gc.collect()
-    tensors = [value for value in gc.get_objects() if isinstance(value, torch.Tensor)]
+    tensors = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)]
     storages = [value.untyped_storage() for value in tensors if value.layout == torch.strided]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def measure(options: BenchOptions, say: Say = lambda text: None) -> tuple[Workload, dict[str, Rate], Played]:
+    """All that is to be measured.
+
+    Raises:
+        UserError: a device or a model that is not to be had.
+    """
+    device, config = find_device(options.device), clip_config(options.model)
+    options.build_method()
+    say("the rate of matrix products")
+    rates = measure_rates(options, config, device)
+    say(f"{options.model} with random weights, and photographs")
+    load = make_workload(options, device)
+    return load, rates, play(load, say)

@@ -32,7 +32,7 @@ class BenchOptions(BaseModel):
     steps: int = Field(1, ge=1, description="training steps of a round, of the largest client")
     ragged: bool = Field(False, description="clients of different sizes, the smallest a quarter of the largest")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    seconds: float = Field(60.0, gt=0, description="measure for about that long; at least two rounds, at most nine")
+    seconds: float = Field(60.0, gt=0, description="measure for about that long after the warm-up, nine rounds at most")
     naive: bool | None = Field(None, description="measure the naive twin too; where there is one if left out")
 
     def build_method(self) -> Method:

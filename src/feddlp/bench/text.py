@@ -16,16 +16,8 @@ def describe(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, rate in result["rate"].items():
         yield f"rate, {name}", f"{gflops(rate['flops_per_second'])} ({' x '.join(map(str, rate['shape']))})"
     yield "images", f"{step['images_per_second']:.1f} a second"
-    yield "executed", work(step["flops_per_image"], step["flops_per_second"], step["share_of_rate"], options)
-    yield (
-        "nominal",
-        work(
-            step["nominal_flops_per_image"],
-            step["nominal_flops_per_image"] / step["seconds_per_image"],
-            step["nominal_share_of_rate"],
-            options,
-        ),
-    )
+    for count in ("executed", "nominal"):
+        yield count, work(step[count], options["dtype"])
     yield from describe_round(result["round"])
     yield from describe_memory(result["memory"])
     if naive := result["naive"]:
@@ -39,8 +31,9 @@ def workload(options: Mapping[str, Any]) -> str:
     )
 
 
-def work(amount: float, rate: float, share: float, options: Mapping[str, Any]) -> str:
-    return f"{amount / GIGA:.2f} GFLOP an image, {gflops(rate)}: {share:.0%} of the {options['dtype']} rate"
+def work(found: Mapping[str, float], dtype: str) -> str:
+    amount, rate = found["flops_per_image"] / GIGA, gflops(found["flops_per_second"])
+    return f"{amount:.2f} GFLOP an image, {rate}: {found['share_of_rate']:.0%} of the {dtype} rate"
 
 
 def gflops(rate: float) -> str:
@@ -61,5 +54,9 @@ def describe_round(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def describe_memory(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "peak memory", f"{memory['peak_mib']:,.0f} MiB"
-    adapters, moments = (memory[f"{kind}_bytes_per_client"] / MIB for kind in ("adapter", "moment"))
-    yield "a client more", f"{adapters + moments:.2f} MiB (adapters {adapters:.2f}, moments {moments:.2f})"
+    parts = {name: memory[f"{name}_bytes_per_client"] / MIB for name in ("resident", "adapter", "moment")}
+    yield (
+        "a client more",
+        f"{parts['resident']:.2f} MiB: adapters {parts['adapter']:.2f}, moments {parts['moment']:.2f}, "
+        "and its share of the server",
+    )

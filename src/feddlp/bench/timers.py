@@ -50,8 +50,13 @@ class Timers:
     def __init__(self, device: torch.device, parts: bool = True, counter: FlopCounterMode | None = None):
         self.device, self.parts, self.counter = device, parts, counter
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.samples, self.places, self.flops = torch.zeros((), device=device), 0, 0
+        self.counted, self.places, self.flops = torch.zeros((), device=device), 0, 0
         self.open = [""]
+
+    @property
+    def samples(self) -> int:
+        """Trained on, padding left out."""
+        return int(self.counted)
 
     @contextmanager
     def section(self, name: str, within: str) -> Iterator[None]:
@@ -89,7 +94,7 @@ class Timers:
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in self.each("data", batches):
-            self.samples += batch.mask.sum()
+            self.counted += batch.mask.sum()
             self.places += batch.mask.numel()
             yield batch
 
