@@ -51,6 +51,13 @@ def test_without_parts_only_the_sections_of_the_round_are_timed(make_federation)
     assert set(timers.seconds) == {"round", "training", "evaluation", "aggregation"}
 
 
+def test_a_section_within_another_one_than_its_own_is_not_split():
+    timers = Timers(CPU)
+    with timers.section("round", ""), timers.section("evaluation", "round"), timers.section("forward", "training"):
+        pass
+    assert set(timers.seconds) == {"round", "evaluation"}
+
+
 def test_the_engine_is_put_back_after_an_error():
     before = current()
     with pytest.raises(KeyboardInterrupt), Timers(CPU).watching(FedDLP):
