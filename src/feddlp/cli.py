@@ -260,7 +260,7 @@ def bench(
     """Measure the training on this machine: speed, memory, where the time goes, and the naive way beside it.
 
     \b
-    feddlp bench                                     image tower of ViT-B/32, ten clients, bfloat16 (about 3 minutes)
+    feddlp bench                                     image tower of ViT-B/32, ten clients, bfloat16 (about 4 minutes)
     feddlp bench model=tiny-clip adapt=text naive=false
     feddlp bench clients=1 dtype=float32 --json
     """
