@@ -259,7 +259,7 @@ def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
         assert all(len(line.split()) > 2 for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "show", "methods", "datasets"])
+@pytest.mark.parametrize("command", ["run", "resume", "show", "methods", "datasets", "bench"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help_with_an_example(feddlp, command, flag):
     ended = feddlp(command, flag)
@@ -270,7 +270,7 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets"):
+    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "bench"):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 

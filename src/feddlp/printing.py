@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from feddlp.bench import text as bench_text
 from feddlp.errors import UserError
 from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.records import RunFolder, write_atomically
@@ -77,3 +81,11 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
     out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
     if page:
         out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
+    """A measurement, for people or for machines."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_list(dict(bench_text.describe(result)))
