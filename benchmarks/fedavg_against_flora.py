@@ -12,66 +12,45 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, logging
 
+from feddlp.bench.synthetic import clip_config, random_backbone, random_data, random_pool, random_prompts
+from feddlp.cli import quiet_libraries
 from feddlp.config import TrainingConfig
 from feddlp.costs import trainable_parameters
-from feddlp.data.batches import ClientData
-from feddlp.data.prompts import Prompts
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.hyperparameters import build_method
-from feddlp.model.backbone import Backbone
+from feddlp.memory import peak_mib, reset_peak
 
 METHODS = ("fedavg", "flora_released", "flora")
-CLASSES, TOKENS = 37, 12  # Oxford pets with its prompt
-
-
-def backbone(adapt: str) -> Backbone:
-    """ViT-B/32 from its configuration, with random weights."""
-    logging.set_verbosity_error()
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig())
-    return Backbone(model, None, CLIPImageProcessor(), adapt, 100.0)  # type: ignore[arg-type]
-
-
-def prompts(model: Backbone) -> Prompts:
-    text = model.model.config.text_config
-    tokens = torch.randint(1000, 40_000, (CLASSES, TOKENS))
-    tokens[:, 0], tokens[:, -1] = text.bos_token_id, text.eos_token_id
-    with torch.no_grad():
-        return Prompts(tokens, model.encode_texts(tokens))
+CLASSES = 37  # Oxford pets
 
 
 def federation(name: str, options: argparse.Namespace) -> Federation:
-    """Clients with random images (or features of images) to train on, and nothing to score, as that would blur it."""
-    model = backbone(options.adapt)
-    count = options.steps * options.batch
-    shape = (3, 224, 224) if options.adapt == "image" else (512,)
-    inputs = torch.randint(0, 255, (count, *shape), dtype=torch.uint8) if options.adapt == "image" else None
-    inputs = torch.nn.functional.normalize(torch.randn(count, *shape), dim=-1) if inputs is None else inputs
-    train = ClientData(inputs, torch.randint(CLASSES, (count,)), (torch.arange(count),) * options.clients)
-    nothing = ClientData(inputs, train.labels, (torch.arange(0),) * options.clients)
-    data = FederatedData(tuple(range(options.clients)), train, nothing, nothing)
+    """Clients with random photographs to train on, and nothing to score, as that would blur it."""
+    backbone = random_backbone(clip_config("vit-b-32"), options.adapt, "cpu", torch.float32)
+    sizes = [options.steps * options.batch] * options.clients
+    dealt = random_data(backbone, random_pool(backbone, CLASSES, sizes[0]), sizes, CLASSES)
+    data = FederatedData(dealt.ids, dealt.train, dealt.validation, dealt.validation)
     training = TrainingConfig(batch_size=options.batch, diagnostics=False)
-    return Federation([Lane(0, build_method(name, {}))], model, prompts(model), data, training)
+    return Federation([Lane(0, build_method(name, {}))], backbone, random_prompts(backbone, CLASSES), data, training)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One method in this process: the first round warms up, the others are timed."""
     played = federation(name, options)
+    reset_peak()
     results = [played.play_round()[0] for _ in range(1 + options.rounds)]
     return {
         "method": name,
         "trained": sum(trainable_parameters(played.lanes[0].method, played.backbone.sites).values()),
         "seconds": statistics.median(result.seconds for result in results[1:]),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
         "sent_mib": (results[-1].bytes_up[0] + results[-1].bytes_down[0]).item() / 2**20,
     }
 
@@ -90,6 +69,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> None:
     options = parse(words)
     if options.only:
+        quiet_libraries()
         print(json.dumps(measure(options.only, options)))
         return
     rows = []

@@ -241,6 +241,15 @@ def test_a_run_without_a_finished_round_says_how_to_start_it(feddlp, tmp_path):
     assert_mistake(feddlp("show", "runs/new"), "no finished round yet", "feddlp resume runs/new")
 
 
+def test_a_run_whose_newcomers_have_not_joined_is_unfinished_until_it_is_resumed(feddlp, tmp_path):
+    assert "Unfinished" not in feddlp("run", *SMALL, "data.newcomers=2").out
+    (tmp_path / "runs" / "small" / "newcomers.jsonl").unlink()
+    shown = feddlp("show", "runs/small").out
+    assert "Unfinished (newcomers have yet to join zero_shot)." in shown
+    assert "Go on with: feddlp resume runs/small" in shown
+    assert "Unfinished" not in feddlp("resume", "runs/small").out
+
+
 def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
     for command, names in (("methods", [*registry(), *variants()]), ("datasets", SOURCES)):
         ended = feddlp(command)
@@ -250,7 +259,7 @@ def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
         assert all(len(line.split()) > 2 for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "show", "methods", "datasets"])
+@pytest.mark.parametrize("command", ["run", "resume", "show", "methods", "datasets", "bench"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help_with_an_example(feddlp, command, flag):
     ended = feddlp(command, flag)
@@ -261,7 +270,7 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets"):
+    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "bench"):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 

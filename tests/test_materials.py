@@ -174,7 +174,13 @@ def test_few_validation_samples_are_warned_of_and_enough_are_not():
 
 @pytest.mark.parametrize(
     ("dataset", "checkpoint", "warned"),
-    [("digits", "tiny-clip", False), ("folder:x", "tiny-clip", True), ("folder:x", "a/clip", False)],
+    [
+        ("digits", "tiny-clip", False),
+        ("glyphs", "tiny-clip", False),
+        ("glyphs:99", "tiny-clip", False),
+        ("folder:x", "tiny-clip", True),
+        ("folder:x", "a/clip", False),
+    ],
 )
 def test_photographs_for_a_model_that_knows_characters_only_are_warned_of(dataset, checkpoint, warned):
     config = validate({"data": {"dataset": dataset}, "model": {"checkpoint": checkpoint}})

@@ -90,9 +90,21 @@ def test_the_environment_is_written_and_read(folder):
     found = folder.read_environment()
     assert found["data"] == "abc"
     assert found["packages"]["torch"] == version("torch")
-    (folder.path / "environment.json").write_text("{")
-    with pytest.raises(UserError, match=r"environment\.json is damaged"):
-        folder.read_environment()
+
+
+def test_the_partition_is_written_once_and_read(folder):
+    assert folder.read_partition() is None
+    folder.write_partition({"class_names": ["cat"]})
+    folder.write_partition({"class_names": ["dog"]})
+    assert folder.read_partition() == {"class_names": ["cat"]}
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"3", b"null"])
+@pytest.mark.parametrize("name", ["environment", "partition"])
+def test_a_damaged_object_is_named(folder, name, content):
+    (folder.path / f"{name}.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}\.json is damaged"):
+        getattr(folder, f"read_{name}")()
 
 
 # One process

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from feddlp import experiment
 from feddlp import sweep as module
@@ -16,8 +17,9 @@ from feddlp.errors import UserError
 from feddlp.experiment import Entry, execute
 from feddlp.federation.rounds import Federation
 from feddlp.materials import prepare
+from feddlp.printing import print_sweep
 from feddlp.records import RunFolder
-from feddlp.report.sweeps import is_finished, is_sweep
+from feddlp.report.sweeps import is_sweep, read_result, run_folders
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Job, check_sweep, job_config
 
@@ -234,7 +236,7 @@ def test_interrupted_and_started_again_it_ends_as_undisturbed(stop, finished, tm
     sweep = grid(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(sweep, Silent(**stop))
-    assert not is_sweep(sweep.folder) or not is_finished(sweep.folder)
+    assert not is_sweep(sweep.folder) or not read_result(sweep.folder).finished
     run_sweep(sweep, Silent())
     assert_same_records(records(sweep), records(finished))
 
@@ -325,6 +327,18 @@ def test_a_trial_that_fails_is_not_chosen(finished, tmp_path, monkeypatch):
     assert choice["validation"][f"lr{best:g}"] is None
 
 
+@pytest.mark.parametrize("vary", [{}, {"data.shots": [500, 600]}], ids=["one setting", "two"])
+def test_data_that_cannot_be_used_leave_no_run_folder(vary, tmp_path):
+    config = {"data": {**QUICK["data"], "shots": 500}} if not vary else {}
+    sweep = check_sweep(table(tmp_path, config=config, vary=vary))
+    if vary:
+        assert len(run_sweep(sweep, Silent())["failed"]) == 2
+    else:
+        with pytest.raises(UserError, match=r"data\.shots"):
+            run_sweep(sweep, Silent())
+    assert {path.name for path in sweep.folder.iterdir()} <= {".lock", "sweep.json"}
+
+
 # Bundles
 
 
@@ -413,6 +427,43 @@ def test_a_choice_without_any_score_is_announced(tmp_path, monkeypatch):
     (choice,) = run_sweep(grid(tmp_path), reporter)["choices"]
     assert choice["chosen"] == {"lr": 1e-3}
     assert any("2 of 2 trials have no score" in warning for warning in reporter.warnings)
+
+
+# What is shown
+
+
+def test_a_sweep_is_shown_from_one_reading_of_its_runs(copied, monkeypatch, capsys):
+    read, original = [], RunFolder.read_rounds
+    monkeypatch.setattr(RunFolder, "read_rounds", lambda self: read.append(self.path) or original(self))
+    print_sweep(copied.folder, Console())
+    assert sorted(read) == sorted(run.path for run in run_folders(copied.folder))
+    assert "mean ± sample standard deviation" in capsys.readouterr().out
+    (first, second) = csv.DictReader((copied.folder / "results.csv").read_text().splitlines())
+    assert (first["method"], first["seed"], second["seed"]) == ("flora", "0", "1")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"3", b"{}", b'{"choices": 3}', b'{"choices": [3]}', b'{"choices": [{"runs": []}]}']
+)
+@pytest.mark.parametrize("reading", [read_result, run_folders, lambda path: print_sweep(path, Console())])
+def test_a_damaged_result_is_named_in_one_line(reading, content, tmp_path):
+    (tmp_path / "sweep.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"sweep\.json is damaged") as caught:
+        reading(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_result_is_no_sweep(tmp_path):
+    with pytest.raises(UserError, match=r"is not the folder of a sweep"):
+        read_result(tmp_path)
+
+
+def test_a_sweep_of_another_version_is_named(copied):
+    (run, *_) = run_folders(copied.folder)
+    rows = [{key: value for key, value in row.items() if key != "bytes_up"} for row in run.read_rounds()]
+    run.rounds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="another version"):
+        print_sweep(copied.folder, Console())
 
 
 # A changed file

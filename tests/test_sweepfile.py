@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from feddlp.errors import UserError
-from feddlp.sweepfile import Job, check_sweep, job_config, load_sweep
+from feddlp.sweepfile import Job, check_sweep, job_config, load_sweep, slug
 
 DATA = {"partition": "few_shot_iid", "clients": 2, "validation_share": 0.3}
 
@@ -69,6 +69,13 @@ def test_a_users_own_variant_may_be_searched(tmp_path):
     assert (method.rank, method.lr) == (8, 0.03)
 
 
+def test_only_a_method_with_adapters_trains_whatever_its_name(tmp_path):
+    own = {"method": {"frozen": {"variant_of": "zero_shot"}}}
+    sweep = grid(tmp_path, methods=["zero_shot", "frozen", "flora", "flora_released"], config=own)
+    assert [name for name in sweep.methods if sweep.trains(name)] == ["flora", "flora_released"]
+    assert sweep.trials("frozen") == [()]
+
+
 def test_a_common_key_reaches_the_methods_that_have_it(tmp_path):
     """As in a run: [method] kd_weight is for FedDLP, and no obstacle to FLoRA beside it."""
     sweep = grid(tmp_path, methods="flora, feddlp", config={"method": {"kd_weight": 7.0, "lora_alpha": 3.0}})
@@ -95,6 +102,12 @@ def test_every_combination_is_a_setting_with_a_folder_of_its_own(tmp_path):
     assert len(folders) == 4
     config = job_config(sweep, Job(3, "flora", (), 1, 1))
     assert (config.data.shots, config.model.adapt, config.seed, config.training.rounds) == (3, "image", 1, 1)
+
+
+def test_a_setting_is_named_by_its_keys_and_values():
+    assert slug({"data.dirichlet_beta": 0.1, "model.adapt": "image"}) == "dirichlet_beta-0.1_adapt-image"
+    assert slug({"data.dataset": "folder:a/b"}) == "dataset-folder-a-b"
+    assert slug({}) == "all"
 
 
 def test_settings_that_would_share_a_folder_are_refused(tmp_path):

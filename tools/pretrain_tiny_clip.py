@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from glyphs import FONTS, HELD_OUT_FONTS, IMAGE_SIZE, GlyphBatches, characters
+from feddlp.data.characters import FONTS, IMAGE_SIZE, characters
+from glyphs import HELD_OUT_FONTS, GlyphBatches
 
 ASSETS = Path(__file__).parents[1] / "src" / "feddlp" / "assets" / "tiny-clip"
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -1,4 +1,4 @@
-"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets`.
+"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets | bench`.
 
 The user's mistakes end in one line and exit code 2, anything else that fails in one line and exit code 1; a traceback
 only with --debug. Ctrl-C (or SIGTERM) stops cleanly, says how to go on, and exits with 130.
@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from feddlp import __version__
+from feddlp.allocator import keep_freed_memory
 from feddlp.errors import UserError
 from feddlp.progress import PlainReporter, make_reporter
 
@@ -249,6 +250,33 @@ def datasets(debug: Debug = False) -> None:
     print_list(descriptions())
 
 
+@app.command()
+def bench(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="The workload; see docs/performance.md.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object for machines.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the training on this machine: speed, memory, where the time goes, and the naive way beside it.
+
+    \b
+    feddlp bench                                     image tower of ViT-B/32, ten clients, bfloat16 (about 4 minutes)
+    feddlp bench model=tiny-clip adapt=text naive=false
+    feddlp bench clients=1 dtype=float32 --json
+    """
+    quiet_libraries()
+    from feddlp.bench.measure import measure
+    from feddlp.bench.options import load_options
+    from feddlp.bench.results import results
+    from feddlp.printing import print_bench
+
+    options = load_options(words or [])
+    with Console(stderr=True).status("measuring") as status:
+        measured = measure(options, lambda what: status.update(f"measuring: {what}"))
+    print_bench(results(*measured), as_json)
+
+
 @contextmanager
 def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
     """A reporter; an interrupt ends in a message that says how to go on: `again`, or by resuming the run folder."""
@@ -287,6 +315,7 @@ def quiet_libraries() -> None:
 def main() -> None:
     """Entry point of the command `feddlp`."""
     signal.signal(signal.SIGTERM, interrupt)
+    keep_freed_memory()
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this code and returns it
             raise KeyboardInterrupt

@@ -92,7 +92,7 @@ class DataConfig(Section):
     """Which images, and who holds them."""
 
     dataset: Annotated[str, AfterValidator(absolute_dataset)] = Field(
-        "digits", description="digits, or folder:PATH with one sub-folder per class"
+        "digits", description="digits, folder:PATH with one sub-folder per class, or glyphs[:COUNT]"
     )
     known_as: Literal["", "pets", "flowers", "aircraft", "dtd"] = Field(
         "", description="which of the paper's data sets the images are; decides its prompt and the preset's rates"

@@ -158,3 +158,10 @@ def missing_rounds(folder: RunFolder, config: Config | None = None) -> str:
     }
     listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items() if gap > 0)
     return f"{listed} rounds" if listed else ""
+
+
+def missing_newcomers(folder: RunFolder, config: Config | None = None) -> str:
+    """The methods that the newcomers have not joined yet, for example "feddlp, local"; arguments as above."""
+    config = config or load_config(folder.config)
+    joined = folder.read_newcomers() if config.data.newcomers else config.methods
+    return ", ".join(name for name in config.methods if name not in joined)

@@ -22,6 +22,7 @@ from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
 from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
+CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
 class Reporter(Protocol):
@@ -157,7 +158,7 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
             f"only {validation} validation samples, so the validation-chosen round means little; "
             "raise data.validation_share or use fewer clients"
         )
-    if config.data.dataset != "digits" and config.model.checkpoint in EMBEDDED:
+    if config.data.dataset.partition(":")[0] not in CHARACTERS and config.model.checkpoint in EMBEDDED:
         reporter.warn(
             f"{config.model.checkpoint} knows rendered characters only; for photographs set model.checkpoint "
             "to a CLIP folder or a hub name such as openai/clip-vit-base-patch32"

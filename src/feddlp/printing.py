@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from feddlp.bench import text as bench_text
 from feddlp.errors import UserError
-from feddlp.experiment import missing_rounds
+from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.files import write_atomically
 from feddlp.records import RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
-from feddlp.report.sweeps import is_finished, sweep_csv, sweep_tables
+from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
 
 
@@ -36,9 +40,18 @@ def print_run(folder: RunFolder, console: Console) -> None:
     out.print(*comparison(summarise(rows), str(folder.path)))
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
-    if missing := missing_rounds(folder):
-        out.print(f"Unfinished ({missing} to go), so the final round is the last so far.", highlight=False)
+    if lack := unfinished(folder):
+        out.print(f"Unfinished {lack}.", highlight=False)
         out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def unfinished(folder: RunFolder) -> str:
+    """What a run still lacks; empty when it is finished."""
+    if rounds := missing_rounds(folder):
+        return f"({rounds} to go), so the final round is the last so far"
+    if methods := missing_newcomers(folder):
+        return f"(newcomers have yet to join {methods})"
+    return ""
 
 
 def print_finished(folder: RunFolder, console: Console) -> None:
@@ -52,10 +65,12 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_sweep(path: Path, console: Console) -> None:
     """The tables of a sweep; the same as CSV in its folder."""
     out = printer(console)
-    out.print(*sweep_tables(path))
-    if not is_finished(path):
+    finished, choices = read_result(path)
+    lines = summarise_choices(path, choices)
+    out.print(*sweep_tables(path, lines))
+    if not finished:
         out.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
-    write_atomically(path / "results.csv", sweep_csv(path).encode())
+    write_atomically(path / "results.csv", sweep_csv(lines).encode())
     out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -67,3 +82,11 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
     out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
     if page:
         out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
+    """A measurement, for people or for machines."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_list(dict(bench_text.describe(result)))

@@ -145,11 +145,11 @@ class RunFolder:
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The complete lines of rounds.jsonl, in order."""
-        return read_lines(self.rounds)
+        return list(read_lines(self.rounds))
 
     def read_ranks(self) -> list[dict[str, Any]]:
         """The complete lines of ranks.jsonl, in order; empty without gates."""
-        return read_lines(self.ranks)
+        return list(read_lines(self.ranks))
 
     def read_newcomers(self) -> dict[str, dict[str, Any]]:
         """What became of the clients that joined at the end, by method."""
@@ -171,6 +171,10 @@ class RunFolder:
         """Who holds what; depends on the configuration alone, so that it is written once."""
         if not (self.path / "partition.json").exists():
             write_atomically(self.path / "partition.json", json.dumps(counts).encode())
+
+    def read_partition(self) -> dict[str, Any] | None:
+        """Who holds what; None where the run died before it was written."""
+        return read_json(self.path / "partition.json")
 
     def checkpoint(self, method: str) -> Path:
         """Where a method's state is kept."""
@@ -256,24 +260,28 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """The recorded environment; empty where the run died before it was written."""
-        file = self.path / "environment.json"
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
-        except (json.JSONDecodeError, ValueError) as error:
-            raise UserError(f"{file} is damaged ({error}); restore it or run again") from error
+        return read_json(self.path / "environment.json") or {}
 
 
 def tensor_files(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder) if entry.name.endswith(".safetensors")}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
-    if not path.exists():
-        return []
+def read_json(path: Path) -> dict[str, Any] | None:
+    """One JSON object; None where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
 

@@ -16,10 +16,11 @@ from feddlp.experiment import Reporter
 from feddlp.files import write_atomically
 from feddlp.model.backbone import EMBEDDED, load_clip_config
 from feddlp.records import RunFolder
+from feddlp.report.latest import Row
 from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
-from feddlp.report.paper_numbers import Key
+from feddlp.report.paper_numbers import Key, Results
 from feddlp.report.paper_protocol import deviations
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
@@ -38,8 +39,14 @@ FIXED = {
 }
 """Overrides that would contradict what a table says of itself, and what decides them."""
 READINGS = get_args(Which)
-Runs = dict[Key, list[list[Mapping[str, Any]]]]
 Failed = dict[str, str]
+
+
+class Played(NamedTuple):
+    """A run that has a finished round."""
+
+    folder: RunFolder
+    rounds: Sequence[Row]
 
 
 class Request(NamedTuple):
@@ -138,38 +145,34 @@ def is_papers_model(checkpoint: str) -> bool:
     return (vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (32, 768, 12)
 
 
-def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]], into: Runs) -> None:
-    """The rounds of a sweep's runs, under the key that the tables ask for."""
+def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]]) -> dict[Key, list[Played]]:
+    """A sweep's runs that have a finished round, under the key that the tables ask for."""
+    found = {}
     for choice in choices:
         setting = choice["setting"]
         key = Key(choice["method"], setting["model.adapt"], label, setting["data.dirichlet_beta"])
-        played = (RunFolder.open(sweep.folder / run).read_rounds() for run in choice["runs"])
-        into[key] = [list(rows) for rows in played if rows]
-
-
-def used_runs(sweep: Sweep, choices: Sequence[Mapping[str, Any]]) -> list[RunFolder]:
-    """The folders of a sweep's runs that have a finished round."""
-    folders = [RunFolder.open(sweep.folder / run) for choice in choices for run in choice["runs"]]
-    return [folder for folder in folders if folder.read_rounds()]
+        folders = [RunFolder.open(sweep.folder / run) for run in choice["runs"]]
+        found[key] = [Played(folder, rounds) for folder in folders if (rounds := folder.read_rounds())]
+    return found
 
 
 def play(request: Request, table: str, reporter: Reporter) -> tuple[PaperTable, list[Path], list[RunFolder], Failed]:
     """One table: run what it needs on all data, and make it; also the sweeps' folders, the runs, and what failed."""
-    found: Runs = {}
+    played: dict[Key, list[Played]] = {}
     folders: list[Path] = []
-    runs: list[RunFolder] = []
     failed: Failed = {}
     for data in request.data:
         sweep = plan(request, table, data)
         result = run_sweep(sweep, reporter, keep=True)
-        collect(sweep, split_data(data)[0], result["choices"], found)
+        played |= collect(sweep, split_data(data)[0], result["choices"])
         folders.append(sweep.folder)
-        runs += used_runs(sweep, result["choices"])
         failed |= result["failed"]
-    return make(request, table, found, runs), folders, runs, failed
+    found = {key: [run.rounds for run in runs] for key, runs in played.items()}
+    used = [run.folder for runs in played.values() for run in runs]
+    return make(request, table, found, used), folders, used, failed
 
 
-def make(request: Request, table: str, found: Runs, runs: Sequence[RunFolder]) -> PaperTable:
+def make(request: Request, table: str, found: Results, runs: Sequence[RunFolder]) -> PaperTable:
     """A table; the paper's numbers stand in it where its model was used, and its partition in every run."""
     papers = is_papers_model(request.model)
     differing = deviations(runs) if papers and any(key.dataset in PAPER_TEMPLATES for key in found) else ()

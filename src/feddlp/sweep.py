@@ -14,6 +14,7 @@ rate, kd_weight or gate threshold train side by side on the client axis.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,11 +27,9 @@ from filelock import FileLock, Timeout
 from feddlp import materials as preparation
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, missing_rounds, open_folder, play
+from feddlp.experiment import Entry, Reporter, missing_newcomers, missing_rounds, open_folder, play
 from feddlp.files import write_atomically
-from feddlp.hyperparameters import base_of
 from feddlp.materials import Materials
-from feddlp.methods import registry
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result
@@ -53,7 +52,7 @@ def run_path(config: Config) -> Path:
 
 
 def open_run(config: Config, tuning: bool = False) -> RunFolder:
-    """The run's folder, made where it is new; one that has fewer rounds is given more.
+    """The run's folder, which may have to be made yet; one that has fewer rounds is given more.
 
     Raises:
         OtherRunError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
@@ -61,8 +60,6 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     """
     path = run_path(config)
     if not (path / "config.toml").exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.toml", config.to_toml().encode())
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
     if identity(found) != identity(config):
@@ -72,6 +69,13 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if found.training.rounds < config.training.rounds:
         write_atomically(path / "config.toml", config.to_toml().encode())
     return RunFolder(path)
+
+
+def make_folder(entry: Entry) -> None:
+    """Make a run's folder where it is new."""
+    if not entry.folder.config.exists():
+        entry.folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(entry.folder.config, entry.config.to_toml().encode())
 
 
 @dataclass
@@ -110,8 +114,7 @@ class Runner:
 
     def seeds(self, method: str) -> list[int]:
         """The run seeds; one is enough for a method that trains nothing."""
-        trains = bool(registry()[base_of(method, self.sweep.config.get("method", {}))]().adapters())
-        return self.sweep.seeds if trains else self.sweep.seeds[:1]
+        return self.sweep.seeds if self.sweep.trains(method) else self.sweep.seeds[:1]
 
     def _prepare(self, setting: int) -> Materials:
         job = Job(setting, self.sweep.methods[0], self.sweep.trials(self.sweep.methods[0])[0], 0, None)
@@ -126,7 +129,7 @@ class Runner:
         jobs = {trial: [Job(setting, method, trial, s, rounds) for s in self.sweep.tune.seeds] for trial in trials}
         self._play([job for row in jobs.values() for job in row], materials)
         scores = {trial: self._validation(row) for trial, row in jobs.items()}
-        best = max(trials, key=lambda trial: float("-inf") if scores[trial] is None else float(scores[trial] or 0))
+        best = max(trials, key=lambda trial: -math.inf if (score := scores[trial]) is None else score)
         missing = [job_name(jobs[trial][0]) for trial in trials if scores[trial] is None]
         if missing:
             self.reporter.warn(f"{method}: {len(missing)} of {len(trials)} trials have no score: {', '.join(missing)}")
@@ -189,7 +192,9 @@ class Runner:
         """One bundle; where it fails, each of its runs by itself, so that one does not spoil the others."""
         name = bundle[0].config.methods[0]
         self.reporter.note(f"{name}: {', '.join(entry.folder.path.name for entry in bundle)}")
-        shared = materials.get()  # what is wrong with data or model is wrong with every run
+        shared = materials.get()  # what is wrong with data or model is wrong with every run, and leaves no folder
+        for entry in bundle:
+            make_folder(entry)
         try:
             play_together(bundle, name, shared, self.reporter)
         except Exception as error:
@@ -229,8 +234,7 @@ class Lazy:
 
 def finished(entry: Entry) -> bool:
     """Whether a run has all the rounds that its configuration asks for now, and those who join at its end."""
-    welcomed = not entry.config.data.newcomers or set(entry.config.methods) <= entry.folder.read_newcomers().keys()
-    return welcomed and not missing_rounds(entry.folder, entry.config)
+    return not missing_rounds(*entry) and not missing_newcomers(*entry)
 
 
 def bundles(entries: Sequence[Entry], most: int) -> Iterator[list[Entry]]:
@@ -269,7 +273,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(sweep.folder / ".lock", timeout=0):
-            before = read_result(sweep.folder) if keep and is_sweep(sweep.folder) else []
+            before = read_result(sweep.folder).choices if keep and is_sweep(sweep.folder) else []
             save = partial(save_result, sweep.folder, before)
             result = Runner(sweep, reporter, save).run()
             save(result)

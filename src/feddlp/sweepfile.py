@@ -70,13 +70,16 @@ class Sweep(BaseModel):
     def trials(self, method: str) -> list[Trial]:
         """The part of the grid that a method has fields for; not those that make a variant what it is."""
         tables = self.config.get("method", {})
-        base = base_of(method, tables)
-        if not registry()[base]().adapters():
+        if not self.trains(method):
             return [()]
         taken = variant_fields(method).keys() | tables.get(method, {}).keys() | self.varied(method)
-        free = options_model(base).model_fields.keys() - taken
+        free = options_model(base_of(method, tables)).model_fields.keys() - taken
         axes = [[(name, value) for value in values] for name, values in self.tune.grid.items() if name in free]
         return [tuple(point) for point in itertools.product(*axes)]
+
+    def trains(self, method: str) -> bool:
+        """Whether a method has anything to train."""
+        return bool(registry()[base_of(method, self.config.get("method", {}))]().adapters())
 
     def varied(self, method: str) -> set[str]:
         """The fields of a method that `vary` sets."""
@@ -183,7 +186,7 @@ def job_name(job: Job) -> str:
 
 
 def slug(setting: Mapping[str, Any]) -> str:
-    """A setting as a folder's name, such as dirichlet_beta0.1_adapt-image."""
+    """A setting as a folder's name, such as dirichlet_beta-0.1_adapt-image."""
     parts = []
     for key, value in setting.items():
         text = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in str(value))

@@ -31,7 +31,8 @@ addresses = st.fixed_dictionaries({name: st.integers(0, 9) for name in ("seed", 
 
 def rows(batches: list[Batch], client: int) -> list[int]:
     """The sample numbers of one client, in order."""
-    return [int(x) for batch in batches for x in batch.inputs[client, :, 0][batch.mask[client]]]
+    training = [batch for batch in batches if client < len(batch.inputs)]
+    return [int(x) for batch in training for x in batch.inputs[client, :, 0][batch.mask[client]]]
 
 
 def both_orders(data: ClientData, size: int, address: dict[str, int]) -> list[list[Batch]]:
@@ -63,7 +64,8 @@ def test_rows_are_padded_on_the_right(data, size, address):
         for batch in batches:
             lengths = batch.mask.sum(1)
             assert torch.equal(batch.mask, torch.arange(batch.mask.shape[1]) < lengths[:, None])
-            assert batch.inputs.shape[:2] == batch.labels.shape == batch.mask.shape
+            assert batch.labels.shape == batch.mask.shape
+            assert batch.inputs.shape[1] == batch.mask.shape[1]
             assert 1 <= batch.mask.shape[1] == lengths.max() <= size
 
 
@@ -71,7 +73,8 @@ def test_rows_are_padded_on_the_right(data, size, address):
 def test_labels_belong_to_their_inputs(data, size, address):
     for batches in both_orders(data, size, address):
         for batch in batches:
-            assert torch.equal(batch.labels[batch.mask], data.labels[batch.inputs[..., 0].long()[batch.mask]])
+            training = batch.mask[: len(batch.inputs)]
+            assert torch.equal(batch.labels[batch.mask], data.labels[batch.inputs[..., 0].long()[training]])
 
 
 @given(ragged(), batch_sizes, addresses)
@@ -140,3 +143,23 @@ def test_pixels_stay_bytes():
     (batch,) = data.in_order(8)
     assert batch.inputs.dtype == torch.uint8
     assert batch.inputs.shape == (1, 3, 3, 4, 4)
+
+
+@given(ragged(), batch_sizes, addresses)
+def test_clients_at_the_end_that_have_finished_have_no_inputs(data, size, address):
+    for batch in shuffled(data, size, range(len(data.indices)), address):
+        assert len(batch.inputs) == batch.mask.any(1).nonzero().max() + 1
+        assert len(batch.labels) == len(batch.mask) == len(data.indices)
+
+
+@given(ragged(), batch_sizes)
+def test_among_its_own_classes_every_sample_keeps_its_class(data, size):
+    for batch in data.in_order(size):
+        narrow = batch.of_its_classes()
+        named = narrow.classes.gather(1, narrow.labels)
+        assert torch.equal(named[batch.mask], batch.labels[batch.mask])
+        held = [set(labels[mask].tolist()) for labels, mask in zip(batch.labels, batch.mask, strict=True)]
+        assert narrow.classes.shape[1] == max(len(classes) for classes in held)
+        for classes, row in zip(held, narrow.classes.tolist(), strict=True):
+            assert classes <= set(row)
+            assert len(set(row)) == len(row)

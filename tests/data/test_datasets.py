@@ -6,6 +6,7 @@ import io
 import os
 import random
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,19 @@ def test_images_are_opened_in_chunks_with_their_progress(photos, monkeypatch):
     assert seen == [(3, 4), (4, 4)]
 
 
+def test_no_image_is_held_twice(photos, monkeypatch):
+    monkeypatch.setattr(datasets, "CHUNK", 1)
+    resized = []
+
+    def remembered(images: Sequence[Image.Image]) -> torch.Tensor:
+        resized.append(weakref.ref(pixels := resize(images)))
+        return pixels
+
+    alive = []
+    load(find(f"folder:{photos}"), remembered, lambda *_: alive.append(sum(chunk() is not None for chunk in resized)))
+    assert alive == [1, 1, 1, 1]
+
+
 def test_naming_a_folder_opens_no_image(photos):
     (photos / "cat" / "broken.png").write_bytes(b"nothing")
     assert find(f"folder:{photos}").labels == [0, 0, 0, 1, 1]
@@ -364,7 +378,7 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
         (tmp_path / kind).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / kind / "a.png")
     (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat")
-    assert len(datasets.find(f"folder:{tmp_path}").images) == 2
+    assert len(datasets.find(f"folder:{tmp_path}").labels) == 2
 
 
 def test_class_folders_whose_prompts_would_be_alike_are_refused(tmp_path):

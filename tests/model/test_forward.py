@@ -45,13 +45,19 @@ def test_logits_equal_both_towers_run_for_every_client_without_any_cache(cohort,
             {leaf: v[k : k + 1].detach() for leaf, v in cohort.theta["local"].items()},
         )
 
-        def delta(site, x, y, adapter=adapter, theta=theta):
-            if f"{site}.A" not in theta:
-                return None
-            return adapter.delta(theta, site, x.flatten(0, -2)[None], y.flatten(0, -2)[None]).view_as(y)
+        class Plain:
+            def linear(self, site, layer, x, adapter=adapter, theta=theta):
+                y = F.linear(x, layer.weight, layer.bias)
+                if f"{site}.A" not in theta:
+                    return y
+                down, up = adapter.factors(theta, site)
+                return y + x @ (up[0] @ down[0]).T
+
+            def features(self, site, features):
+                return features
 
         rows = indices[:4]
-        with torch.no_grad(), backbone.adapted(delta):
+        with torch.no_grad(), backbone.adapted(Plain()):
             images, texts = backbone.encode_images(digits.images[rows]), backbone.encode_texts(f.prompts.tokens)
         expected = backbone.logit_scale * images @ texts.T
         torch.testing.assert_close(logits[k, : len(rows)], expected, rtol=1e-4, atol=1e-4)

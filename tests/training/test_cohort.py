@@ -103,7 +103,8 @@ def soil(batch):
     """The same samples, other padding."""
     generator = torch.Generator().manual_seed(7)
     noise = torch.randn(batch.inputs.shape, generator=generator) * 100
-    keep = batch.mask.view(*batch.mask.shape, *[1] * (batch.inputs.dim() - 2))
+    mask = batch.mask[: len(batch.inputs)]
+    keep = mask.view(*mask.shape, *[1] * (batch.inputs.dim() - 2))
     labels = torch.randint(10, batch.labels.shape, generator=generator)
     return replace(
         batch,

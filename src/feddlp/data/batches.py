@@ -7,7 +7,7 @@ right and masked; a client whose samples are used up has an all-False row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,11 +18,25 @@ from feddlp.randomness import generator
 
 @dataclass(frozen=True)
 class Batch:
-    """K clients x B samples, right-padded."""
+    """K clients x B samples, right-padded; K' <= K leaves out the clients at the end that have finished."""
 
-    inputs: Tensor  # [K, B, 3, H, W] uint8 images, or [K, B, D] features of the frozen image tower
-    labels: Tensor  # [K, B] class ids
+    inputs: Tensor  # [K', B, 3, H, W] uint8 images, or [K', B, D] features of the frozen image tower
+    labels: Tensor  # [K, B] class ids; columns of the logits
     mask: Tensor  # [K, B] True = sample; an all-False row = a client that has finished
+    classes: Tensor | None = None  # [K, C'] the class that each column of the logits stands for; None: all, in order
+
+    def of_its_classes(self) -> Batch:
+        """The same samples among the classes that each client's samples have, C' being the most of any client.
+
+        For objectives that look at no other class (`in_batch`), so that no other prompt need be encoded. Clients with
+        fewer classes get some of the others as filling.
+        """
+        samples = torch.where(self.mask, self.labels, self.labels[:, :1])
+        present = torch.zeros(len(samples), int(samples.max()) + 1, dtype=torch.int8, device=samples.device)
+        present.scatter_(1, samples, 1)  # (K, C)
+        classes = present.argsort(dim=1, descending=True, stable=True)[:, : int(present.sum(1).max())]
+        columns = (present.cumsum(1) - 1).gather(1, samples)
+        return replace(self, labels=columns, classes=classes)
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,9 @@ class ClientData:
         index = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # [K, B], padded with sample 0
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(index.shape[1]) < lengths[:, None]
+        training = int(lengths.nonzero().max()) + 1 if lengths.any() else 0
         index = index.to(self.labels.device)
-        return Batch(self.inputs[index], self.labels[index], mask.to(self.labels.device))
+        return Batch(self.inputs[index[:training]], self.labels[index], mask.to(self.labels.device))
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every sample once, in stored order: for evaluation."""

@@ -1,6 +1,6 @@
 """Labelled images, wherever they come from, as one uint8 tensor at the size that the checkpoint reads.
 
-    source   names a collection: "digits", or "folder:PATH" (one sub-folder per class)
+    source   names a collection: "digits", "folder:PATH" (one sub-folder per class) or "glyphs:COUNT" (rendered)
     load     source + the checkpoint's own resizing  ->  Dataset with images [N, 3, H, W]
 
 Adding a source is one function that returns a `Source`, entered in SOURCES.
@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from feddlp.data.glyphs import glyphs
+from feddlp.data.source import Block, Source
 from feddlp.errors import UserError, nearest
 
 Resize = Callable[[Sequence[Image.Image]], Tensor]
@@ -49,20 +51,9 @@ class Dataset:
         """A digest of pixels, labels and names; a resumed run refuses data with another one."""
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.flatten().numpy().data)
         digest.update("\n".join((*self.class_names, self.template)).encode())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A collection before its images are opened."""
-
-    name: str
-    images: Sequence[Callable[[], Image.Image]]
-    labels: Sequence[int]
-    class_names: tuple[str, ...]
-    template: str = "a photo of a {}."
 
 
 def digits(argument: str) -> Source:
@@ -75,7 +66,7 @@ def digits(argument: str) -> Source:
     pictures = (bunch.images * (255 / 16)).round().astype(np.uint8)
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     openers = [partial(to_rgb, picture) for picture in pictures]
-    return Source("digits", openers, bunch.target.tolist(), names, "a photo of the digit {}.")
+    return Source("digits", partial(in_chunks, openers), bunch.target.tolist(), names, "a photo of the digit {}.")
 
 
 def folder(argument: str) -> Source:
@@ -102,10 +93,17 @@ def folder(argument: str) -> Source:
             f"data.dataset=folder:{argument} has class folders that differ only in '_' and '-' ({', '.join(twins)}), "
             "so their prompts would be alike; rename one of them"
         )
-    return Source(root.resolve().name, [partial(open_image, file) for file in files], labels, names)
+    openers = [partial(open_image, file) for file in files]
+    return Source(root.resolve().name, partial(in_chunks, openers), labels, names)
 
 
-SOURCES: dict[str, Callable[[str], Source]] = {"digits": digits, "folder": folder}
+SOURCES: dict[str, Callable[[str], Source]] = {"digits": digits, "folder": folder, "glyphs": glyphs}
+
+
+def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
+    """The images one after the other, a chunk in memory at a time."""
+    for start in range(0, len(openers), CHUNK):
+        yield [opened() for opened in openers[start : start + CHUNK]]
 
 
 def to_rgb(pixels: np.ndarray) -> Image.Image:
@@ -168,13 +166,35 @@ def find(dataset: str) -> Source:
 
 
 def load(source: Source, resize: Resize, progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
-    """Open and resize every image once, in chunks, reporting (done, total) as it goes."""
-    total, chunks = len(source.images), []
-    for start in range(0, total, CHUNK):
-        chunks.append(resize([opened() for opened in source.images[start : start + CHUNK]]))
-        progress(min(start + CHUNK, total), total)
+    """Open and resize every image once, block by block, reporting (done, total) as it goes."""
+    total, done = len(source.labels), 0
+    images = torch.empty(0, dtype=torch.uint8)
+    for block in source.blocks():
+        pixels = at_model_size(block, resize)
+        if not done:
+            images = torch.empty(total, *pixels.shape[1:], dtype=torch.uint8)
+        images[done : done + len(pixels)] = pixels
+        done += len(pixels)
+        progress(done, total)
     labels = torch.tensor(source.labels, dtype=torch.int64)
-    return Dataset(source.name, torch.cat(chunks), labels, source.class_names, source.template)
+    return Dataset(source.name, images, labels, source.class_names, source.template)
+
+
+def at_model_size(block: Block, resize: Resize) -> Tensor:
+    """A block as the checkpoint resizes it. [n, 3, H, W] uint8
+
+    Images of one size are all treated alike, so where the first is left as it is the others need not be asked for.
+    """
+    if not isinstance(block, Tensor):
+        return resize(block)
+    if torch.equal(resize(to_pictures(block[:1])), block[:1]):
+        return block
+    return resize(to_pictures(block))
+
+
+def to_pictures(block: Tensor) -> list[Image.Image]:
+    """Rendered pixels [n, 3, h, w] uint8 as RGB images."""
+    return [Image.fromarray(pixels) for pixels in block.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 def descriptions() -> dict[str, str]:

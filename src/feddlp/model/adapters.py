@@ -73,20 +73,28 @@ class Adapter(Protocol):
         """Initial values for one client, no K axis."""
         ...
 
-    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the frozen output y = W0 x of a linear layer, or to the features y = x.
-
-        Args:
-            x: [K, N, d_in]; y: [K, N, d_out]; the leaves of `theta`: [K, ...].
-        """
-        ...
-
     def project(self, theta: Theta, progress: float) -> Theta:
         """The leaves that change after an optimiser step, with their new values.
 
         Args:
             progress: rounds finished; schedules depend on it.
         """
+        ...
+
+
+class LinearAdapter(Adapter, Protocol):
+    """A kind that acts at linear layers, by a change of low rank."""
+
+    def factors(self, theta: Theta, site: str) -> tuple[Tensor, Tensor]:
+        """D and U of W0 + U D. [K, r, d_in] and [K, d_out, r]"""
+        ...
+
+
+class FeatureAdapter(Adapter, Protocol):
+    """A kind that acts on the output features of a tower."""
+
+    def transform(self, theta: Theta, site: str, features: Tensor) -> Tensor:
+        """The features that take the place of the frozen ones. [K, n, d] -> [K, n, d]"""
         ...
 
 
@@ -149,11 +157,8 @@ class LoRA:
             down.normal_(generator=generator).div_(math.sqrt(self.rank))
         return {"A": down, "B": torch.zeros(shapes["B"])}
 
-    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
-        return self.scaling * self.bottleneck(theta, site, x) @ theta[f"{site}.B"].to(x.dtype).mT
-
-    def bottleneck(self, theta: Theta, site: str, x: Tensor) -> Tensor:
-        return x @ theta[f"{site}.A"].to(x.dtype).mT  # (K, N, r)
+    def factors(self, theta: Theta, site: str) -> tuple[Tensor, Tensor]:
+        return theta[f"{site}.A"], self.scaling * theta[f"{site}.B"]
 
     def project(self, theta: Theta, progress: float) -> Theta:
         return {}
@@ -193,10 +198,10 @@ class FeatureAttention:
             return drawn | {"W2": torch.zeros(width, width), "b2": zero}
         return drawn
 
-    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
-        w1, b1, w2, b2 = (theta[f"{site}.{leaf}"].to(x.dtype) for leaf in ("W1", "b1", "W2", "b2"))
-        hidden = (x @ w1.mT + b1[:, None]).tanh()  # (K, N, d)
-        return x * (hidden @ w2.mT + b2[:, None]).softmax(-1) - y
+    def transform(self, theta: Theta, site: str, features: Tensor) -> Tensor:
+        w1, b1, w2, b2 = (theta[f"{site}.{leaf}"].to(features.dtype) for leaf in ("W1", "b1", "W2", "b2"))
+        hidden = (features @ w1.mT + b1[:, None]).tanh()  # (K, n, d)
+        return features * (hidden @ w2.mT + b2[:, None]).softmax(-1)
 
     def project(self, theta: Theta, progress: float) -> Theta:
         return {}
@@ -218,9 +223,6 @@ class Dense:
     def init(self, sites: Mapping[str, Site], draw: Draw) -> Theta:
         weights = {name: site.shape for name, site in sites.items() if isinstance(site, WeightSite)}
         return {f"{name}.difference": torch.zeros(shape) for name, shape in weights.items()}
-
-    def delta(self, theta: Theta, site: str, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError("a dense adapter replaces weights and adds to no layer")
 
     def project(self, theta: Theta, progress: float) -> Theta:
         return {}

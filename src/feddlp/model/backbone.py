@@ -1,18 +1,19 @@
 """The frozen dual encoder: a Hugging Face CLIP whose linear layers can be adapted from outside.
 
 Sites are the `nn.Linear` layers of the adapted tower and its projection, known by their names in the checkpoint, the
-tower's output features, and every single weight. A layer has a forward hook that asks, while a context is open, what
-to add to its output; outside of the context the model is the checkpoint's own, to the bit. K clients never mean K
+tower's output features, and every single weight. While a context is open, adapters take part in what the sites
+compute; outside of it the model is the checkpoint's own, up to the rounding of `model.lean`. K clients never mean K
 backbones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,13 +25,23 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPConf
 
 from feddlp.errors import UserError
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, WeightSite
+from feddlp.model.lean import pool_in_last_layer, use_quick_gelu
 
 Adapt = Literal["image", "text", "both"]
-Delta = Callable[[str, Tensor, Tensor], Tensor | None]
-"""(site, x, y) -> what is added to y, None for nothing; x and y as the layer sees them, all clients' rows together."""
-
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "assets" / "tiny-clip"}
 MODULES = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+
+
+class Change(Protocol):
+    """What adapters do, all clients' rows together."""
+
+    def linear(self, site: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        """In place of a linear layer."""
+        ...
+
+    def features(self, site: str, features: Tensor) -> Tensor:
+        """On the output of a tower."""
+        ...
 
 
 def towers(adapt: Adapt) -> tuple[str, ...]:
@@ -79,6 +90,11 @@ class Backbone:
 
     def __init__(self, model: CLIPModel, tokenizer: Any, processor: Any, adapt: Adapt, logit_scale: float):
         self.model = model.eval().requires_grad_(False)
+        use_quick_gelu(model)
+        pool_in_last_layer(model.vision_model)
+        pool_in_last_layer(model.text_model, model.config.text_config.eos_token_id)
+        if self.device.type == "cpu" and model.dtype.itemsize == 2:
+            model.set_attn_implementation("eager")  # the fused one's backward pass is ten times slower there
         self.tokenizer, self.processor, self.adapt = tokenizer, processor, adapt
         self.sites = find_sites(model, adapt)
         self.logit_scale = logit_scale
@@ -87,32 +103,29 @@ class Backbone:
         self.pixel_std = (std / processor.rescale_factor)[:, None, None].to(model.device)
         self.encoders = {tower: Encoder(self.model, tower) for tower in MODULES}
         self.adapted_towers = towers(adapt)
-        self._delta: Delta | None = None
+        self._change: Change | None = None
         for name, site in self.sites.items():
             if isinstance(site, LinearSite):
-                model.get_submodule(name).register_forward_hook(self._hook(name))
+                layer = model.get_submodule(name)
+                layer.forward = partial(self._linear, name, layer)
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.model.device)
 
-    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        def add_delta(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
-            delta = None if self._delta is None else self._delta(site, inputs[0], y)
-            return None if delta is None else y + delta
-
-        return add_delta
+    def _linear(self, site: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(x, layer.weight, layer.bias) if self._change is None else self._change.linear(site, layer, x)
 
     @contextmanager
-    def adapted(self, delta: Delta | None) -> Iterator[None]:
-        """While open, `delta` is added at every site; None adds nothing. Contexts do not nest."""
-        if self._delta is not None:
+    def adapted(self, change: Change | None) -> Iterator[None]:
+        """While open, `change` acts at every site; None changes nothing. Contexts do not nest."""
+        if self._change is not None:
             raise RuntimeError("the backbone is already adapted; one forward pass at a time")
-        self._delta = delta
+        self._change = change
         try:
             yield
         finally:
-            self._delta = None
+            self._change = None
 
     def resize(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images of any size -> [n, 3, H, W] uint8, resized and cropped as the checkpoint's processor does."""
@@ -157,9 +170,8 @@ class Backbone:
         swapped = {f"clip.{name}": weight for name, weight in (weights or {}).items()}
         features: Tensor = functional_call(encoder, swapped, (inputs,)) if swapped else encoder(inputs)
         features = features.to(trained_dtype(features.dtype))
-        if self._delta is not None and tower in self.adapted_towers:
-            delta = self._delta(f"{tower}.features", features, features)
-            features = features if delta is None else features + delta
+        if self._change is not None and tower in self.adapted_towers:
+            features = self._change.features(f"{tower}.features", features)
         return F.normalize(features, dim=-1)
 
     def fingerprint(self) -> str:

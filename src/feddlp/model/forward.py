@@ -6,21 +6,24 @@ adapt = text: the class prompts pass through the text tower once per client and 
 were encoded once by the frozen image tower.
 adapt = both: both, each client with its own pair of towers.
 
-Either way the result is [K, B, C]: every objective and every distillation is computed from these logits.
+Either way the result is [K, B, C]: every objective and every distillation is computed from these logits. Clients at the
+end of the batch that have finished cost nothing; their logits are 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from feddlp.data.batches import Batch
 from feddlp.data.prompts import Prompts
-from feddlp.model.adapters import Adapter, Dense, Theta, View, sites_of
+from feddlp.model.adapters import Adapter, Dense, FeatureAdapter, LinearAdapter, Theta, View, sites_of
 from feddlp.model.backbone import Backbone
+from feddlp.model.linear import adapted_linear, by_client
 
 Encode = Callable[[Tensor, Mapping[str, Tensor] | None], Tensor]
 """One of the backbone's two encoders."""
@@ -44,14 +47,17 @@ class Forward:
     def __call__(self, batch: Batch, view: View) -> Tensor:
         """Logits [K, B, C], with gradient."""
         weights = {view: 1.0} if isinstance(view, str) else view
-        images, texts = batch.inputs, self.prompts.features  # (K, B, ...), (C, D)
+        clients = len(batch.inputs)  # K': those that have not finished
+        images, texts = batch.inputs, self.prompts.features  # (K', B, ...), (C, D)
         if "image" in self.backbone.adapted_towers:
-            images = self._encode(self.backbone.encode_images, images, weights)  # (K, B, D)
+            images = self._encode(self.backbone.encode_images, images, weights)  # (K', B, D)
         if "text" in self.backbone.adapted_towers:
-            tokens = self.prompts.tokens.expand(len(batch.labels), -1, -1)  # (K, C, L)
-            texts = self._encode(self.backbone.encode_texts, tokens, weights)  # (K, C, D)
-        logits: Tensor = self.backbone.logit_scale * (images @ texts.mT)  # (K, B, D) @ (D, C) or (K, D, C)
-        return logits
+            tokens = self.prompts.tokens.expand(clients, -1, -1)  # (K', C, L)
+            if batch.classes is not None:
+                tokens = self.prompts.tokens[batch.classes[:clients]]
+            texts = self._encode(self.backbone.encode_texts, tokens, weights)  # (K', C, D)
+        logits: Tensor = self.backbone.logit_scale * (images @ texts.mT)  # (K', B, D) @ (D, C) or (K', D, C)
+        return F.pad(logits, (0, 0, 0, 0, 0, len(batch.labels) - clients))
 
     @torch.no_grad()
     def frozen(self, batch: Batch, view: View) -> Tensor:
@@ -62,7 +68,7 @@ class Forward:
         """[K, n, ...] -> unit features [K, n, D]: all clients in one pass, or one by one where weights are replaced."""
         if self.dense & view.keys():
             return torch.stack([encode(rows, self._weights(view, k)) for k, rows in enumerate(inputs)])
-        with self.backbone.adapted(partial(self._delta, view, len(inputs)) if view else None):
+        with self.backbone.adapted(Acting(self, view, len(inputs)) if view else None):
             return torch.unflatten(encode(inputs.flatten(0, 1), None), 0, inputs.shape[:2])
 
     def _weights(self, view: Mapping[str, float], client: int) -> dict[str, Tensor]:
@@ -74,11 +80,33 @@ class Forward:
             weights[site] = (base + share * self.theta[name][f"{site}.difference"][client]).to(base.dtype)
         return weights
 
-    def _delta(self, view: Mapping[str, float], clients: int, site: str, x: Tensor, y: Tensor) -> Tensor | None:
-        rows, base = x.reshape(clients, -1, x.shape[-1]), y.reshape(clients, -1, y.shape[-1])  # (K, rows, d)
-        deltas = []
-        for name, weight in view.items():
-            if site in self.sites[name]:
-                delta = self.adapters[name].delta(self.theta[name], site, rows, base)
-                deltas.append(delta if weight == 1 else weight * delta)  # a product by one is a pass over memory
-        return reduce(torch.add, deltas).view_as(y) if deltas else None
+
+class Acting:
+    """The adapters of a view at work, for the first clients of a cohort."""
+
+    def __init__(self, forward: Forward, view: Mapping[str, float], clients: int):
+        self.adapters, self.sites, self.view, self.clients = forward.adapters, forward.sites, view, clients
+        self.theta = {name: {leaf: value[:clients] for leaf, value in forward.theta[name].items()} for name in view}
+
+    def linear(self, site: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        """A linear layer with the adapters that act there; several are one with the sum of their ranks."""
+        downs, ups = [], []
+        for name, weight in self.at(site):
+            down, up = cast("LinearAdapter", self.adapters[name]).factors(self.theta[name], site)
+            downs.append(down)
+            ups.append(up if weight == 1 else weight * up)
+        if not downs:
+            return F.linear(x, layer.weight, layer.bias)
+        return adapted_linear(x, layer.weight, layer.bias, torch.cat(downs, dim=1), torch.cat(ups, dim=2))
+
+    def features(self, site: str, features: Tensor) -> Tensor:
+        """A tower's output features [K n, D] with the adapters that act on them."""
+        for name, weight in self.at(site):
+            adapter = cast("FeatureAdapter", self.adapters[name])
+            changed = adapter.transform(self.theta[name], site, by_client(features, self.clients)).view_as(features)
+            features = features + weight * (changed - features)
+        return features
+
+    def at(self, site: str) -> Iterator[tuple[str, float]]:
+        """The adapters that act at a site, and their weights."""
+        return ((name, weight) for name, weight in self.view.items() if site in self.sites[name])

@@ -58,8 +58,9 @@ class GatedLoRA(LoRA):
         gate = torch.empty(self.rank).normal_(generator=generator)
         return {**theta, "gate": gate if self.gate_init == "normal" else torch.ones_like(gate)}
 
-    def bottleneck(self, theta: Theta, site: str, x: Tensor) -> Tensor:
-        return super().bottleneck(theta, site, x) * theta[f"{site}.gate"].to(x.dtype)[:, None]  # (K, 1, r)
+    def factors(self, theta: Theta, site: str) -> tuple[Tensor, Tensor]:
+        down, up = super().factors(theta, site)
+        return down * theta[f"{site}.gate"][..., None], up
 
     def project(self, theta: Theta, progress: float) -> Theta:
         threshold = torch.as_tensor(self.gate_threshold, dtype=torch.float64).view(-1, 1)  # (K or 1, 1)

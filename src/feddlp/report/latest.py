@@ -6,26 +6,12 @@ Records of older versions tell of all clients in every round, and are read alike
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feddlp.errors import UserError
-
 Row = Mapping[str, Any]
 Key = tuple[str, int]  # method, seed
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file that may be absent or still being written."""
-    if not path.is_file():
-        return
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
 
 
 def last_clients(path: Path, rows: Mapping[Key, Sequence[Row]]) -> dict[Key, tuple[Row, ...]]:
@@ -40,10 +26,12 @@ def last_clients(path: Path, rows: Mapping[Key, Sequence[Row]]) -> dict[Key, tup
     return {key: tuple(clients[client] for client in sorted(clients)) for key, clients in found.items()}
 
 
-def last_ranks(path: Path, rows: Mapping[Key, Sequence[Row]], clients: Mapping[Key, Sequence[Row]]) -> dict[Key, Row]:
+def last_ranks(
+    lines: Iterable[Row], rows: Mapping[Key, Sequence[Row]], clients: Mapping[Key, Sequence[Row]]
+) -> dict[Key, Row]:
     """Active ranks of all clients after each method's last round: of each as last told, or else as at the start."""
     found: dict[Key, Row] = {}
-    for row in json_lines(path):
+    for row in lines:
         key = row["method"], row["seed"]
         if key in rows and row["round"] <= rows[key][-1]["round"]:
             everybody = [int(client["client"]) for client in clients.get(key, ())]

@@ -17,7 +17,7 @@ from typing import Any
 
 from feddlp.errors import UserError
 from feddlp.records import RunFolder
-from feddlp.report.latest import Key, Row, json_lines, last_clients, last_ranks
+from feddlp.report.latest import Key, Row, last_clients, last_ranks
 
 NOT_A_SETTING = {"name", "runs_dir", "seed", "methods", "method", "model.device"}  # names, places, and what is compared
 
@@ -121,13 +121,6 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
-
-
 def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -170,9 +163,9 @@ def read_run(folder: RunFolder) -> Run:
         environment=flatten(folder.read_environment()),
         rows=rows,
         clients=clients,
-        ranks=last_ranks(folder.ranks, rows, clients),
-        newcomers={(row["method"], row["seed"]): row for row in json_lines(folder.path / "newcomers.jsonl")},
-        partition=read_json(folder.path / "partition.json"),
+        ranks=last_ranks(folder.read_ranks(), rows, clients),
+        newcomers={(row["method"], row["seed"]): row for row in folder.read_newcomers().values()},
+        partition=folder.read_partition(),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from feddlp.errors import UserError
-from feddlp.records import RunFolder
+from feddlp.records import RunFolder, read_json
 from feddlp.report.readings import measure, shown
-from feddlp.report.tables import Summary, summarise_method, text_table
+from feddlp.report.tables import Summary, summarise, text_table
 
 ACCURACY = (
     "method",
@@ -35,6 +34,8 @@ COSTS_NOTE = (
     "! the best value lies at the edge of the grid. MiB up and down over all rounds.\n"
     "KiB left: A and B of the private adapter without its pruned ranks, float32."
 )
+CHOICE = {"setting", "method", "chosen", "runs"}
+"""What a sweep says at least of each setting and method."""
 NAMES = {"lr": "lr", "kd_weight": "kd", "gate_threshold": "xi"}
 
 
@@ -48,34 +49,48 @@ class Line(NamedTuple):
     runs: Sequence[Summary]  # one a seed
 
 
+class Result(NamedTuple):
+    """The record of a sweep: for each setting and method what was chosen and its runs."""
+
+    finished: bool
+    choices: list[dict[str, Any]]
+
+
 def is_sweep(path: Path) -> bool:
     return (path / "sweep.json").is_file()
 
 
-def read_result(path: Path) -> list[dict[str, Any]]:
-    """What a sweep wrote down: for each setting and method what was chosen and its runs.
+def read_result(path: Path) -> Result:
+    """What a sweep wrote down.
 
     Raises:
         UserError: not the folder of a sweep, or a damaged one.
     """
+    file = path / "sweep.json"
+    if (record := read_json(file)) is None:
+        raise UserError(f"{path} is not the folder of a sweep (it has no sweep.json); run it first: feddlp sweep FILE")
     try:
-        return list(json.loads((path / "sweep.json").read_text(encoding="utf-8"))["choices"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the folder of a sweep ({error}); run it first: feddlp sweep FILE") from error
+        choices = [dict(choice) for choice in record["choices"]]
+        complete = all(choice.keys() >= CHOICE for choice in choices)
+    except (KeyError, TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise UserError(f"{file} is damaged or from another version of feddlp; restore it, or remove it and run again")
+    return Result(bool(record.get("finished")), choices)
 
 
 def run_folders(path: Path) -> list[RunFolder]:
     """The runs that make up a sweep's result, without the trials that were not chosen."""
-    return [RunFolder.open(path / run) for choice in read_result(path) for run in choice["runs"]]
+    return [RunFolder.open(path / run) for choice in read_result(path).choices for run in choice["runs"]]
 
 
-def read_sweep(path: Path) -> list[Line]:
+def summarise_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The lines of all settings, in the order of the sweep."""
     lines = []
-    for choice in read_result(path):
+    for choice in choices:
         title = ", ".join(f"{key}={value}" for key, value in choice["setting"].items())
         played = [RunFolder.open(path / run).read_rounds() for run in choice["runs"]]
-        runs = [summarise_method(rows) for rows in played if rows]
+        runs = [summary for rows in played for summary in summarise(rows)]
         if runs:
             lines.append(Line(title, choice["method"], choice["chosen"], choice.get("edges", ()), runs))
     return lines
@@ -115,34 +130,30 @@ def chosen_text(line: Line, key: str) -> str:
     return f"{NAMES.get(key, key)} {line.chosen[key]:g}" + ("!" if key in line.edges else "")
 
 
-def is_finished(path: Path) -> bool:
-    return bool(json.loads((path / "sweep.json").read_text(encoding="utf-8")).get("finished"))
-
-
 def by_setting(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     for title in dict.fromkeys(line.setting for line in lines):
         yield title, [line for line in lines if line.setting == title]
 
 
-def sweep_tables(path: Path) -> list[Table]:
+def sweep_tables(path: Path, lines: Sequence[Line]) -> list[Table]:
     """What `feddlp sweep` prints: two tables a setting, each within 80 columns."""
     tables = []
-    for title, lines in by_setting(read_sweep(path)):
-        seeds = max(len(line.runs) for line in lines)
+    for title, found in by_setting(lines):
+        seeds = max(len(line.runs) for line in found)
         heading = "  ".join(filter(None, [str(path), title, f"{seeds} {'seed' if seeds == 1 else 'seeds'}"]))
-        tables.append(text_table(heading, ACCURACY, [accuracy_cells(line) for line in lines], ACCURACY_NOTE))
-        tables.append(text_table("", COSTS, [cost_cells(line) for line in lines], COSTS_NOTE))
+        tables.append(text_table(heading, ACCURACY, [accuracy_cells(line) for line in found], ACCURACY_NOTE))
+        tables.append(text_table("", COSTS, [cost_cells(line) for line in found], COSTS_NOTE))
     return tables
 
 
-def sweep_csv(path: Path) -> str:
+def sweep_csv(lines: Sequence[Line]) -> str:
     """One row a setting, method and seed."""
     table = io.StringIO()
     fields = ("final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest")
     costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "export_mib", "rounds")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("setting", "method", "seed", "tuned", *fields, *costs))
-    for line in read_sweep(path):
+    for line in lines:
         tuned = " ".join(f"{key}={value:g}" for key, value in line.chosen.items())
         for run in line.runs:
             values = (getattr(run, name) for name in (*fields, *costs))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -16,9 +15,8 @@ from rich.text import Text
 
 from feddlp.costs import MIB
 from feddlp.errors import UserError
+from feddlp.report.latest import Row
 from feddlp.report.readings import picked
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

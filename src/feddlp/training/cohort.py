@@ -155,6 +155,8 @@ class Cohort:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One batch: each adapter that the method names takes its step, alone, and then the method goes on."""
         active, losses = batch.mask.any(1), {}
+        if self.method.objective != "class_ce" and "text" in self.backbone.adapted_towers:
+            batch = batch.of_its_classes()
         for name, loss in self.method.losses(self.forward, batch):
             theta = self.learning(name)
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()))

@@ -1,0 +1,81 @@
+"""What `feddlp bench` measures, checked at the door as a configuration is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from feddlp.config import apply_override
+from feddlp.errors import UserError
+from feddlp.hyperparameters import CHECKED, build_method, explain
+from feddlp.methods.base import Method
+from feddlp.model.backbone import Adapt
+from feddlp.training.losses import Objective
+
+
+class BenchOptions(BaseModel):
+    """The workload, and for how long it is measured."""
+
+    model_config = CHECKED
+
+    model: str = Field("vit-b-32", description="vit-b-32, vit-b-16, tiny-clip, a CLIP folder or a hub name")
+    method: str = Field("feddlp", description="a method or a variant, see feddlp methods")
+    objective: Objective = Field("class_ce", description="class_ce, in_batch or in_batch_positives")
+    adapt: Adapt = Field("image", description="the tower that carries the adapters: image, text or both")
+    clients: int = Field(10, ge=1, description="clients, all of which take part")
+    batch_size: int = Field(32, ge=1, description="samples of each client in a step")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and activations")
+    classes: int = Field(37, ge=2, description="classes, each with a prompt of up to 12 tokens")
+    classes_per_client: int = Field(8, ge=1, description="classes that each client holds")
+    steps: int = Field(1, ge=1, description="training steps of a round, of the largest client")
+    ragged: bool = Field(False, description="clients of different sizes, the smallest a quarter of the largest")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    seconds: float = Field(60.0, gt=0, description="measure for about that long after the warm-up, nine rounds at most")
+    naive: bool | None = Field(None, description="measure the naive twin too; where there is one if left out")
+
+    def build_method(self) -> Method:
+        """The method under its defaults.
+
+        Raises:
+            UserError: an unknown method, or one that trains nothing.
+        """
+        method = build_method(self.method, {"objective": self.objective})
+        if not method.adapters():
+            raise UserError(f"method={self.method} trains nothing, so there is no step to measure; use method=feddlp")
+        return method
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether the naive twin knows this workload."""
+        return self.method == "feddlp" and self.adapt != "both" and self.objective != "in_batch_positives"
+
+    @property
+    def with_twin(self) -> bool:
+        return self.has_twin if self.naive is None else self.naive
+
+
+def load_options(words: Sequence[str]) -> BenchOptions:
+    """`key=value` words -> checked options.
+
+    Raises:
+        UserError: one line that names the first wrong key.
+    """
+    table: dict[str, Any] = {}
+    for word in words:
+        apply_override(table, word)
+    try:
+        options = BenchOptions(**table)
+    except ValidationError as error:
+        raise UserError(explain(error, "", {"": BenchOptions.model_fields})) from error
+    if options.naive and not options.has_twin:
+        raise UserError(
+            "naive=true: the naive twin knows method=feddlp with adapt=image or text and objective=class_ce or "
+            "in_batch; change these, or leave naive out"
+        )
+    if options.classes_per_client > options.classes:
+        raise UserError(
+            f"classes_per_client={options.classes_per_client} is more than classes={options.classes}; lower it"
+        )
+    return options
