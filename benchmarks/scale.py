@@ -1,10 +1,11 @@
 """How time and memory of a round grow with the number of clients, ten of whom take part.
 
-Random pictures, and only as many as a few clients hold: all clients share them, as speed does not depend on who holds
-what. The round's own overhead is what is neither training nor evaluation: store, sampling, aggregation, records.
+A run on `glyphs` as anybody would start it, with 64 images a client; each number of clients in its own process. The
+round's own overhead is what is neither training nor evaluation: store, sampling, aggregation, records.
 
-    python benchmarks/scale.py                          # 10, 100, 1,000 and 10,000 clients, each in its own process
+    python benchmarks/scale.py                               # 10, 100, 1,000 and 10,000 clients
     python benchmarks/scale.py --clients 1000 --store memory
+    python benchmarks/scale.py --plot docs/scale.svg
 """
 
 from __future__ import annotations
@@ -21,81 +22,98 @@ from typing import Any
 
 import torch
 
+from feddlp import experiment
+from feddlp.allocator import keep_freed_memory
 from feddlp.config import validate
-from feddlp.data import datasets
-from feddlp.data.batches import ClientData
-from feddlp.data.features import encode_prompts
-from feddlp.data.prompts import class_prompts
-from feddlp.experiment import Entry, play
-from feddlp.federation.rounds import FederatedData
-from feddlp.materials import Materials
+from feddlp.federation.rounds import Federation
 from feddlp.memory import MIB, used_bytes
-from feddlp.model.backbone import load_backbone
-from feddlp.records import RunFolder
 from feddlp.training.cohort import Cohort
 
-JOINING, TRAIN, VALIDATION, TEST = 10, 48, 4, 12
-
-
-def materials(clients: int) -> Materials:
-    backbone = load_backbone("tiny-clip", "image")
-    source = datasets.find("digits")
-    side = backbone.model.config.vision_config.image_size
-    images = torch.randint(0, 255, (2048, 3, side, side), dtype=torch.uint8)
-    labels = torch.randint(10, (2048,))
-
-    def part(count: int) -> ClientData:
-        return ClientData(images, labels, tuple(torch.randint(2048, (count,)) for _ in range(clients)))
-
-    data = FederatedData(tuple(range(clients)), part(TRAIN), part(VALIDATION), part(TEST))
-    prompts = encode_prompts(backbone, class_prompts(source.class_names, source.template))
-    return Materials(backbone, prompts, data, None, {}, {})
+JOINING, IMAGES, WARM_UP = 10, 64, 2
 
 
 class Clock:
-    """Seconds inside of some functions, and what each round took beside them."""
+    """A reporter that takes the time of every round, and of what happens inside of some functions."""
 
     def __init__(self) -> None:
-        self.inside, self.rounds, self.last = 0.0, [], time.perf_counter()
-        self.resident: list[float] = []
+        self.inside: dict[str, float] = {}
+        self.rounds: list[dict[str, float]] = []
+        self.last = time.perf_counter()
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(self, owner: type, name: str) -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+
         def timed(*arguments: Any, **options: Any) -> Any:
             started = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
-                self.inside += time.perf_counter() - started
+                self.inside[name] = self.inside.get(name, 0.0) + time.perf_counter() - started
 
-        return timed
+        setattr(owner, name, timed)
+
+    def method_started(self, *_: Any) -> None:
+        self.last = time.perf_counter()
 
     def round_finished(self, row: Any) -> None:
         now = time.perf_counter()
-        self.rounds.append((now - self.last, self.inside))
-        self.resident.append(used_bytes(torch.device("cpu")) / MIB)
-        self.last, self.inside = now, 0.0
+        memory = used_bytes(torch.device("cpu")) / MIB
+        self.rounds.append(self.inside | {"round": now - self.last, "resident": memory})
+        self.last, self.inside = now, {}
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One run in this process; means over its rounds after the first two."""
+    keep_freed_memory()
     clock, clients = Clock(), options.clients[0]
-    Cohort.fit, Cohort.correct = clock.around(Cohort.fit), clock.around(Cohort.correct)  # type: ignore[method-assign]
-    training = {"rounds": options.rounds, "participation": JOINING / clients, "diagnostics": False}
-    training |= {"client_store": options.store}
-    config = validate({"methods": [options.method], "training": training})
+    for owner, name in ((Cohort, "fit"), (Cohort, "correct"), (Federation, "score_start")):
+        clock.watch(owner, name)
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder.create(Path(place), "run", config.to_toml())
-        play([Entry(folder, config)], options.method, materials(clients), clock)  # type: ignore[arg-type]
+        config = validate({
+            "methods": [options.method], "runs_dir": place,
+            "data": {"dataset": f"glyphs:{IMAGES * clients}", "clients": clients, "partition": "iid"},
+            "training": {
+                "rounds": options.rounds, "participation": JOINING / clients, "diagnostics": False,
+                "client_store": options.store,
+            },
+        })  # fmt: skip
+        folder = experiment.run(config, clock)  # type: ignore[arg-type]
         size = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / MIB
-    seconds, inside = (sum(part) for part in zip(*clock.rounds[2:], strict=True))
-    count = len(clock.rounds) - 2
+    timed = clock.rounds[WARM_UP:]
+    mean = {key: sum(each.get(key, 0.0) for each in timed) / len(timed) for key in ("round", "fit", "correct")}
+    overhead = mean["round"] - mean["fit"] - mean["correct"]
     return {
-        "clients": clients, "start_s": clock.rounds[0][0], "round_s": seconds / count,
-        "overhead_ms": 1000 * (seconds - inside) / count, "overhead": (seconds - inside) / inside,
-        "resident_mib": [round(value) for value in (clock.resident[2], clock.resident[-1])], "folder_mib": size,
+        "clients": clients, "start_s": round(clock.rounds[0].get("score_start", 0.0), 2),
+        "train_s": round(mean["fit"], 3), "evaluate_s": round(mean["correct"], 3), "overhead_s": round(overhead, 3),
+        "overhead_of_training": round(overhead / mean["fit"], 3),
+        "resident_mib": [round(each["resident"]) for each in (timed[0], timed[-1])], "folder_mib": round(size),
     }  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds of a round by part, and resident memory, over the number of clients."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    seconds, memory = figure.subplots(1, 2)
+    clients = [row["clients"] for row in rows]
+    parts = [[row[f"{part}_s"] for row in rows] for part in ("train", "evaluate", "overhead")]
+    seconds.stackplot(clients, parts, labels=("training", "evaluation", "overhead"))
+    seconds.set(title="A round with ten participants", ylabel="seconds", ylim=(0, None))
+    seconds.legend(loc="lower left")
+    images = [IMAGES * count * 3 * 32 * 32 / MIB for count in clients]
+    resident = [row["resident_mib"][-1] for row in rows]
+    memory.plot(clients, resident, marker="o", label="resident")
+    memory.plot(clients, images, linestyle="--", label="the images")
+    memory.set(title="Memory after the last round", ylabel="MiB", ylim=(0, None))
+    memory.legend(loc="upper left")
+    for axes in (seconds, memory):
+        axes.set(xlabel="clients", xscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def main(words: list[str]) -> None:
@@ -104,14 +122,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--store", choices=("auto", "memory", "disk"), default="auto")
     parser.add_argument("--method", default="feddlp")
+    parser.add_argument("--plot", type=Path, help="an SVG file to draw")
     options = parser.parse_args(words)
     if len(options.clients) == 1:
         print(json.dumps(measure(options)))
         return
+    rows = []
     for clients in options.clients:
         more = ["--rounds", str(options.rounds), "--store", options.store, "--method", options.method]
         command = [sys.executable, __file__, "--clients", str(clients), *more]
-        print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="", flush=True)
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(line, end="", flush=True)
+        rows.append(json.loads(line))
+    if options.plot:
+        draw(rows, options.plot)
 
 
 if __name__ == "__main__":
