@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from feddlp.allocator import keep_freed_memory
-from feddlp.config import Config, validate
+from feddlp.config import Config, load_config
 from feddlp.federation.rounds import Federation, Lane
 from feddlp.materials import Materials, prepare
 
@@ -31,15 +31,13 @@ def federation(config: Config, materials: Materials, seeds: range) -> Federation
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapt", choices=("image", "text"), default="image")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the demo's configuration")
     parser.add_argument("--method", default="feddlp")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(words)
     keep_freed_memory()
-    config = validate(
-        {"methods": [options.method], "model": {"adapt": options.adapt}, "training": {"diagnostics": False}}
-    )
+    config = load_config(None, [f"methods={options.method}", "training.diagnostics=false", *options.overrides])
     materials, seeds = prepare(config, Silent()), range(options.seeds)
     together = [federation(config, materials, seeds)]
     apart = [federation(config, materials, range(seed, seed + 1)) for seed in seeds]
@@ -52,7 +50,7 @@ def main(words: list[str]) -> None:
     medians = {name: statistics.median(found) for name, found in times.items()}
     ratio = medians["apart"] / medians["together"]
     print(
-        f"{options.method}, {options.adapt} tower, {options.seeds} seeds: "
+        f"{options.method}, {options.seeds} seeds, {' '.join(options.overrides) or 'the demo'}: "
         f"together {medians['together']:.2f} s, one after the other {medians['apart']:.2f} s, {ratio:.2f} times as long"
     )
 
