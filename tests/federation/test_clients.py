@@ -97,6 +97,15 @@ def test_a_block_in_order_is_not_copied():
     assert taken(store, [2, 4])["local/theta/x.A"].untyped_storage().data_ptr() != memory
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_no_more_than_twice_what_clients_need_is_kept(place, tmp_path):
+    store, draw = store_at(place, tmp_path), torch.Generator().manual_seed(0)
+    for number in range(30):
+        rows = torch.randperm(40, generator=draw)[:8].tolist()
+        store.put(f"{number}.safetensors", rows, state_of(rows, tag=number))
+        assert sum(len(block.rows) for block in store.blocks.values()) <= 2 * len(store.where)
+
+
 def test_only_new_blocks_are_written(tmp_path):
     store = ClientStore(tmp_path)
     store.put("a.safetensors", [0, 1], state_of([0, 1]))

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from feddlp.federation import rounds
 from feddlp.federation.rows import sum_active
 from feddlp.methods import registry
+from feddlp.methods.fedclip import FedCLIP
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.feddlp_shared import FedDLPShared
@@ -379,3 +381,37 @@ def test_a_proximal_term_pulls_towards_what_was_received_and_none_pulls_nowhere(
     free, weak, strong = moved(0.0), moved(10.0), moved(1e5)
     assert strong[0] < weak[0] < free[0]
     torch.testing.assert_close(free[1], strong[1])  # one step, from the anchor itself: nothing to pull yet
+
+
+@pytest.mark.parametrize("common", [False, True], ids=["own", "common"])
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_before_the_first_round_one_client_stands_in_for_all(name, common, make_federation):
+    """As if each were scored by itself, with its own first adapters."""
+    method = FedDLP(inference="ensemble") if name == "feddlp" else registry()[name]()
+    federation = make_federation([(0, method), (1, method)], "both", exact=True, participation=0.4)
+    if common:
+        test = replace(federation.data.test, indices=federation.data.test.indices[:1] * 3)
+        federation.data = replace(federation.data, test=test)
+    for lane, start in enumerate(federation.score_start()):
+        cohort = everyone(federation, lane)
+        assert torch.equal(start.test_correct, cohort.correct(federation.data.test, 2)[""])
+        assert torch.equal(start.validation_correct, cohort.correct(federation.data.validation, 2)[""])
+
+
+def test_clients_that_begin_unlike_are_scored_one_by_one(make_federation, monkeypatch):
+    """A private attention over features acts from the start, and differently at each client."""
+    assert rounds.begin_alike(FedDLP())
+    assert rounds.begin_alike(FedCLIP())
+    monkeypatch.setattr(FedCLIP, "shared", ())
+    assert not rounds.begin_alike(FedCLIP())
+    federation = make_federation([(0, FedCLIP())], "image", exact=True, participation=0.4)
+    (start,) = federation.score_start()
+    assert torch.equal(start.test_correct, everyone(federation, 0).correct(federation.data.test, 2)[""])
+
+
+def test_the_start_is_scored_without_validation_samples(make_federation):
+    federation = make_federation(GATED, "text", participation=0.4)
+    none = replace(federation.data.validation, indices=(torch.empty(0, dtype=torch.int64),) * 3)
+    federation.data = replace(federation.data, validation=none)
+    (start,) = federation.score_start()
+    assert not start.validation_correct.any()

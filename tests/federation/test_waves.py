@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from feddlp.errors import UserError
 from feddlp.federation import waves
-from feddlp.federation.waves import kept_bytes, split
+from feddlp.federation.waves import Wave, kept_bytes, split
 from feddlp.methods import registry
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
@@ -111,6 +113,20 @@ def test_activations_are_counted_and_grow_with_the_batch(make_federation):
     small, large = (kept_bytes(cohort, next(federation.data.train.in_order(size))) for size in (2, 8))
     assert small > 0
     assert large == pytest.approx(4 * small, rel=0.1)
+
+
+def test_any_batch_fits_the_plan_though_the_largest_client_has_one_class(make_federation):
+    """Captions of the batch alone are encoded, so that a client of many classes needs more than one of many samples."""
+    federation = make_federation(FLoRA(objective="in_batch"), "text", wave=0)
+    train = federation.data.train
+    labels = train.labels.clone()
+    labels[train.indices[0]] = 0
+    labels[train.indices[2][:4]] = torch.arange(4)
+    federation.data = replace(federation.data, train=replace(train, labels=labels))
+    for row in range(3):
+        batch = next(federation.data.train.select([row]).in_order(4))
+        cohort = federation.cohort(Wave(torch.tensor([0]), torch.tensor([row])), ())
+        assert kept_bytes(cohort, batch) <= federation.plan.activation_mib * 2**20
 
 
 def test_a_wave_is_what_the_memory_allows(make_federation, monkeypatch):

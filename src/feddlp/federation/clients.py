@@ -5,7 +5,8 @@
 
 A block is a few matrices with a row for each client, so that a client is a handful of contiguous pieces wherever it
 lies. A client that never took part has no entry and costs nothing. A block in which nobody's latest state is left is
-dropped.
+dropped; where fewer than half are left, they move into a block of their own, so that no more than twice what clients
+need is ever kept.
 
 On the disk a block is a safetensors file, written once and never changed, and read through a memory map: a client of
 ten thousand is read without touching the others. Its checksum is compared when the file is first read.
@@ -169,7 +170,14 @@ class ClientStore:
         """The clients `rows` are in this state from now on; `name` is the block's and its file's."""
         if not state:
             return
-        block = Block(name, tuple(rows), pack(state))
+        self._settle(Block(name, tuple(rows), pack(state)))
+        for sparse in [block for block in self.blocks.values() if 2 * self.living[block.name] < len(block.rows)]:
+            places = [place for place, row in enumerate(sparse.rows) if self.where[row][0] is sparse]
+            left = tuple(sparse.rows[place] for place in places)
+            self._settle(Block(f"left-{sparse.name}", left, sparse.pick(places, self.folder)))
+
+    def _settle(self, block: Block) -> None:
+        """A new block goes to where blocks are kept."""
         if self.on_disk and self.folder:
             block.write(self.folder)
             block.packed = None

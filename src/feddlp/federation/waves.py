@@ -12,7 +12,7 @@ What a client takes is known before the first round, from one step of one client
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -82,7 +82,9 @@ def make_plan(probe: Cohort, batch: Batch, clients: int, training: TrainingConfi
         UserError: not even one client fits.
     """
     state = sum(value.numel() * value.element_size() for value in probe.state_dict().values())
-    activations = max(kept_bytes(probe, batch), widest_bytes(probe))
+    classes = torch.arange(batch.labels.numel(), device=batch.labels.device) % len(probe.prompts.tokens)
+    varied = replace(batch, labels=classes.view_as(batch.labels))  # as many prompts as any batch may need
+    activations = max(kept_bytes(probe, varied), widest_bytes(probe))
     budget = budget_bytes(training, probe.backbone.device)
     waiting = clients * state
     on_disk = training.client_store == "disk" or (training.client_store == "auto" and waiting > STORE_SHARE * budget)

@@ -206,6 +206,20 @@ class Cohort:
                 totals[name] = totals.get(name, 0) + hits.cpu()
         return totals
 
+    @torch.no_grad()
+    def correct_for_all(self, data: ClientData, batch_size: int) -> Tensor:
+        """How many samples of each client in `data` the one client of this cohort predicts rightly. [clients]
+
+        Samples that several hold (a common test set) are predicted once.
+        """
+        samples, places = torch.unique(torch.cat(data.indices), return_inverse=True)
+        together = ClientData(data.inputs, data.labels, (samples,))
+        hits = [torch.empty(0, dtype=torch.bool)]
+        for batch in together.in_order(batch_size):
+            hits.append((self.method.predict(self.forward, batch).argmax(-1) == batch.labels)[0].cpu())
+        owners = torch.arange(len(data.indices)).repeat_interleave(data.sizes())
+        return torch.zeros_like(data.sizes()).index_add(0, owners, torch.cat(hits).long()[places])
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a client must keep between rounds, [K, ...] each; views of the live tensors.
 
