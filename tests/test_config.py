@@ -390,3 +390,16 @@ def test_the_fingerprint_knows_what_decides_results_and_nothing_else():
 def test_a_key_in_the_wrong_place_is_pointed_to_its_own(override, hint):
     with pytest.raises(UserError, match=rf"did you mean {hint}\?"):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"), [("auto", "auto"), ("8", 8), ("8.5", 8.5), ("8GiB", 8), ("512MiB", 0.5), ("256 MiB", 0.25)]
+)
+def test_a_memory_limit_is_read_in_the_units_people_write(text, gib):
+    assert load_config(None, [f"training.memory_limit={text}"]).training.memory_limit == gib
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "1.2.3GiB", "8TB", "true"])
+def test_another_memory_limit_is_refused_in_one_line(text):
+    with pytest.raises(UserError, match=r"training\.memory_limit=.*write auto, a number of GiB, or for example 512MiB"):
+        load_config(None, [f"training.memory_limit={text}"])

@@ -71,10 +71,13 @@ def absolute_checkpoint(value: str) -> str:
 
 
 def gibibytes(value: Any) -> Any:
-    """8, "8GiB", "512 MiB" -> GiB; anything else is left to the check."""
-    if isinstance(value, str) and (found := re.fullmatch(r"([0-9.]+) *(GiB|MiB)", value.strip())):
-        return float(found[1]) / (1 if found[2] == "GiB" else 1024)
-    return value
+    """ "auto", 8, "8GiB" or "512 MiB" -> "auto" or GiB."""
+    if value == "auto":
+        return value
+    found = re.fullmatch(r"(\d+\.?\d*) *(GiB|MiB)?", str(value).strip())
+    if not found or not float(found[1]):
+        raise ValueError("write auto, a number of GiB, or for example 512MiB")
+    return float(found[1]) / (1024 if found[2] == "MiB" else 1)
 
 
 PLACES = (
@@ -140,7 +143,7 @@ class TrainingConfig(Section):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
     report_rate: float = Field(1.0, ge=0, le=1, description="probability that a client's update reaches the server")
     newcomer_epochs: int = Field(1, ge=1, description="epochs of local training of clients that join at the end")
-    memory_limit: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(gibibytes)] = Field(
+    memory_limit: Annotated[Literal["auto"] | float, BeforeValidator(gibibytes)] = Field(
         "auto", description="memory that the run may take, in GiB or as 512MiB; auto = half of what is free"
     )
     wave: int = Field(0, ge=0, description="clients that train side by side; 0 = as many as memory_limit allows")

@@ -182,5 +182,6 @@ def explain(error: ValidationError, prefix: str, valid: Mapping[str, Any]) -> st
         elsewhere = [f"{other}.{name}" for other, names in valid.items() if name in names and other != section]
         hint = f"did you mean {elsewhere[0]}?" if elsewhere else nearest(name, valid.get(section, ()))
         return f"{key} is not a configuration key; {hint}{more}"
-    text = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    text = message[0].lower() + message[1:]
     return f"{key}={first['input']}: {text}{more}"

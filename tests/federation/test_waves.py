@@ -145,7 +145,7 @@ def test_a_wave_is_what_the_memory_allows(make_federation, monkeypatch):
 def test_a_limit_counts_what_is_there_already(make_federation, monkeypatch):
     monkeypatch.setattr(waves, "used_bytes", lambda device: 2**30)
     assert make_federation(FLoRA(), "text", wave=0, memory_limit=2.0).side_by_side == 3
-    with pytest.raises(UserError, match=r"memory_limit=1\.0 leaves 0 MiB"):
+    with pytest.raises(UserError, match=r"memory_limit=1GiB leaves 0 MiB"):
         make_federation(FLoRA(), "text", wave=0, memory_limit=1.0).play_round()
 
 

@@ -92,8 +92,9 @@ def make_plan(probe: Cohort, batch: Batch, clients: int, training: TrainingConfi
     fitting = int((budget - here) / max(1, STATE_COPIES * state + ACTIVATION_COPIES * activations))
     if not (fitting >= 1 or training.wave):
         needed = (STATE_COPIES * state + ACTIVATION_COPIES * activations + here) / MIB
+        limit = training.memory_limit if training.memory_limit == "auto" else f"{training.memory_limit:.3g}GiB"
         raise UserError(
-            f"training.memory_limit={training.memory_limit} leaves {max(0, budget) / MIB:.0f} MiB beside model and "
+            f"training.memory_limit={limit} leaves {max(0, budget) / MIB:.0f} MiB beside model and "
             f"data, and one client needs {needed:.0f}; raise it, or lower training.batch_size={training.batch_size}"
         )
     return Plan(training.wave or fitting, on_disk, state / MIB, activations / MIB)
