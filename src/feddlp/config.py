@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+from feddlp.data.datasets import FROM_DISK, OnBadImage
 from feddlp.data.partition import PartitionName
 from feddlp.errors import UserError, nearest
 from feddlp.hyperparameters import (
@@ -58,9 +59,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names), PlainSerializer
 
 
 def absolute_dataset(value: str) -> str:
-    """folder:PATH with the path made absolute, so that a run can be resumed from anywhere."""
+    """KIND:PATH with the path made absolute, so that a run can be resumed from anywhere."""
     kind, _, path = value.partition(":")
-    return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" and path else value
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in FROM_DISK and path else value
 
 
 def absolute_checkpoint(value: str) -> str:
@@ -69,7 +70,16 @@ def absolute_checkpoint(value: str) -> str:
     return str(folder.absolute()) if value not in EMBEDDED and folder.is_dir() else value
 
 
-PLACES = ("name", "runs_dir", "preset", "data.dataset", "model.checkpoint", "model.device", "training.rounds")
+PLACES = (
+    "name",
+    "runs_dir",
+    "preset",
+    "data.dataset",
+    "data.on_bad_image",
+    "model.checkpoint",
+    "model.device",
+    "training.rounds",
+)
 """Keys that may change without changing the results of a round."""
 
 
@@ -85,6 +95,9 @@ class DataConfig(Section):
     )
     known_as: Literal["", "pets", "flowers", "aircraft", "dtd"] = Field(
         "", description="which of the paper's data sets the images are; decides its prompt and the preset's rates"
+    )
+    on_bad_image: OnBadImage = Field(
+        "error", description="what becomes of images that cannot be read: an error, or left out and listed"
     )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
     partition: PartitionName = Field(

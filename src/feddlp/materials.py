@@ -12,9 +12,11 @@ import torch
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
+from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.prompts import Prompts, class_prompts
+from feddlp.data.source import LeftOut, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData
@@ -22,6 +24,7 @@ from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
 from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
+NAMED = 3  # files in a message
 CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
@@ -45,6 +48,7 @@ class Materials:
     newcomers: FederatedData | None
     partition: Mapping[str, Any]  # class counts of every client, for the record
     fingerprints: Mapping[str, str]  # of the data and of the frozen weights
+    left_out: Sequence[LeftOut] = ()  # images that could not be read
 
 
 def pick_device(name: str) -> str:
@@ -66,6 +70,7 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     """Load and freeze the model, load the images once, deal them to the clients."""
     source = datasets.find(config.data.dataset)
     splits = deal_out(config, source.labels)
+    say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or datasets.PAPER_TEMPLATES.get(config.data.known_as, source.template)
     prompts = class_prompts(source.class_names, template)
@@ -76,7 +81,10 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         getattr(torch, config.model.dtype),
     )
     encoded = encode_prompts(backbone, prompts)
-    dataset = datasets.load(source, backbone.resize, lambda done, total: reporter.preparing("images", done, total))
+    dataset = open_images(config, source, backbone, reporter)
+    if dataset.left_out:
+        splits = deal_out(config, dataset.labels)
+        describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
         inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
@@ -84,7 +92,7 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     labels = dataset.labels.to(backbone.device)
     counts = {
         "class_names": list(source.class_names),
-        "clients": class_counts(splits, np.asarray(source.labels), len(source.class_names)),
+        "clients": class_counts(splits, dataset.labels.numpy(), len(source.class_names)),
         "newcomers": late,
     }
     return Materials(
@@ -94,7 +102,33 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=counts,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
+        left_out=dataset.left_out,
     )
+
+
+def open_images(config: Config, source: Source, backbone: Backbone, reporter: Reporter) -> Dataset:
+    """Every image at model size, less those that cannot be read where the configuration allows that."""
+    dataset = datasets.load(
+        source,
+        backbone.resize,
+        lambda done, total: reporter.preparing("images", done, total),
+        on_bad_image=config.data.on_bad_image,
+    )
+    if dataset.left_out:
+        reporter.warn(f"{len(dataset.left_out)} images cannot be read and are left out: {first_few(dataset.left_out)}")
+    return dataset
+
+
+def say_ignored(source: Source, reporter: Reporter) -> None:
+    """Files that lie among the images and are not taken for any."""
+    if source.ignored:
+        reporter.note(f"{len(source.ignored)} files are not images and are ignored: {first_few(source.ignored)}")
+
+
+def first_few(files: Sequence[LeftOut]) -> str:
+    """The first files with their reasons, on one line."""
+    listed = "; ".join(f"{file.name} ({file.reason})" for file in files[:NAMED])
+    return f"{listed}; ..." if len(files) > NAMED else listed
 
 
 def who_joins_late(config: Config) -> tuple[list[int], list[int]]:
