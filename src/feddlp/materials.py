@@ -15,8 +15,9 @@ from feddlp.data.batches import ClientData
 from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
+from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
-from feddlp.data.source import LeftOut, Source
+from feddlp.data.source import LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData
@@ -69,10 +70,10 @@ def pick_device(name: str) -> str:
 def prepare(config: Config, reporter: Reporter) -> Materials:
     """Load and freeze the model, load the images once, deal them to the clients."""
     source = datasets.find(config.data.dataset)
-    splits = deal_out(config, source.labels)
+    splits = deal_out(config, source.labels, source.clients, source.parts)
     say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
-    template = config.data.template or datasets.PAPER_TEMPLATES.get(config.data.known_as, source.template)
+    template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
     prompts = class_prompts(source.class_names, template)
     backbone = load_backbone(
         config.model.checkpoint,
@@ -83,18 +84,20 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     encoded = encode_prompts(backbone, prompts)
     dataset = open_images(config, source, backbone, reporter)
     if dataset.left_out:
-        splits = deal_out(config, dataset.labels)
+        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts)
         describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
         inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
     members, late = who_joins_late(config)
     labels = dataset.labels.to(backbone.device)
-    counts = {
+    counts: dict[str, Any] = {
         "class_names": list(source.class_names),
         "clients": class_counts(splits, dataset.labels.numpy(), len(source.class_names)),
         "newcomers": late,
     }
+    if config.data.partition == "natural":
+        counts["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
     return Materials(
         backbone=backbone,
         prompts=encoded,
@@ -152,13 +155,18 @@ def client_data(
     return FederatedData(tuple(ids), *parts)
 
 
-def deal_out(config: Config, labels: Any) -> list[ClientSplit]:
+def deal_out(config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = ()) -> list[ClientSplit]:
     """Partition and split as the configuration says."""
     data = config.data
     if data.newcomers >= data.clients:
         raise UserError(
             f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
             f"use at most {data.clients - 1}"
+        )
+    if data.splits == "official" and not parts:
+        raise UserError(
+            f"data.splits=official: {data.dataset} has no official splits; use data.splits=merged, "
+            "or csv: with a column split"
         )
     return deal(
         np.asarray(labels),
@@ -173,6 +181,8 @@ def deal_out(config: Config, labels: Any) -> list[ClientSplit]:
         validation_share=data.validation_share,
         stratified=data.stratified,
         seed=data.partition_seed,
+        owners=owners,
+        parts=parts if data.splits == "official" else (),
     )
 
 
@@ -180,7 +190,8 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     """Say how many samples every number will rest on, and what would make the numbers meaningless."""
     train, validation = (sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation"))
     smallest = min(len(client.test) for client in splits)
-    common = config.data.test_set == "common"
+    official = config.data.splits == "official" and config.data.partition != "natural"
+    common = config.data.test_set == "common" or official
     test = smallest if common else sum(len(client.test) for client in splits)
     each = "the same for all" if common else f"smallest client: {smallest}"
     reporter.note(

@@ -21,22 +21,17 @@ from torch import Tensor
 
 from feddlp.data.folders import clients, folder
 from feddlp.data.glyphs import glyphs
+from feddlp.data.hub import hub
+from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, Part, Source
+from feddlp.data.tables import table
 from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-FROM_DISK = ("folder", "clients")  # sources that are a path
 OnBadImage = Literal["error", "skip"]
-PAPER_TEMPLATES = {
-    "pets": "a photo of a {}, a type of pet.",
-    "flowers": "a photo of a {}, a type of flower.",
-    "aircraft": "a photo of a {}, a type of aircraft.",
-    "dtd": "a photo of a {} texture.",
-}
-"""The prompts of the paper's data sets (public code)."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +74,12 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "digits": digits,
     "folder": folder,
     "clients": clients,
+    "csv": table,
+    "hub": hub,
+    **PAPER_SETS,
     "glyphs": glyphs,
 }
+FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
 
 
 def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
