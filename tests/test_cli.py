@@ -270,7 +270,7 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "bench"):
+    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "data", "bench"):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 
