@@ -12,6 +12,7 @@ import torch
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
+from feddlp.data.cache import PixelCache, cache_root, cached_features
 from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
@@ -88,7 +89,7 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
-        inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
+        inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
     labels = dataset.labels.to(backbone.device)
     counts: dict[str, Any] = {
@@ -115,11 +116,26 @@ def open_images(config: Config, source: Source, backbone: Backbone, reporter: Re
         source,
         backbone.resize,
         lambda done, total: reporter.preparing("images", done, total),
+        prepare=PixelCache(cache_root(), backbone.resize_settings(), reporter.note),
         on_bad_image=config.data.on_bad_image,
     )
     if dataset.left_out:
         reporter.warn(f"{len(dataset.left_out)} images cannot be read and are left out: {first_few(dataset.left_out)}")
     return dataset
+
+
+def frozen_features(
+    backbone: Backbone, source: Source, dataset: Dataset, images: torch.Tensor, reporter: Reporter
+) -> torch.Tensor:
+    """Features of the frozen image tower; those of pictures are kept in the cache. [N, D]"""
+
+    def compute() -> torch.Tensor:
+        return image_features(backbone, images, lambda done, total: reporter.preparing("features", done, total))
+
+    if not source.pictures:
+        return compute()
+    identity = (backbone.fingerprint(), dataset.fingerprint(), backbone.resize_settings(), str(backbone.model.dtype))
+    return cached_features(cache_root(), " ".join((*identity, backbone.device.type, torch.__version__)), compute)
 
 
 def say_ignored(source: Source, reporter: Reporter) -> None:
