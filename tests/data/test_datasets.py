@@ -97,7 +97,7 @@ def test_a_class_of_which_nothing_is_left_is_named(photos):
 
 
 def test_an_unknown_data_set_gets_the_nearest_name():
-    with pytest.raises(UserError, match=r"data\.dataset=digit is not known; did you mean digits\?"):
+    with pytest.raises(UserError, match=r"data\.dataset=digit is not known; did you mean digits"):
         find("digit")
     with pytest.raises(UserError, match=r"valid: .*digits, folder"):
         find("xyzzy")

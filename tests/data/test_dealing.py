@@ -154,7 +154,8 @@ def test_a_stratified_deal_keeps_class_shares_in_both_kinds_of_test_set():
 
 # Natural clients and official splits
 
-OWNERS = np.random.RandomState(3).choice(["ann", "bob", "cid", "eve", "flo"], 300, p=[0.4, 0.3, 0.2, 0.09, 0.01])
+OWNERS = np.random.RandomState(3).choice(["ann", "bob", "cid", "eve"], 300, p=[0.4, 0.3, 0.2, 0.1])
+OWNERS[:3] = "flo"
 LABELS = np.random.RandomState(4).randint(0, 4, 300)
 PARTS = np.random.RandomState(5).choice(["train", "validation", "test"], 300, p=[0.6, 0.1, 0.3])
 
