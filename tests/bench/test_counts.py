@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from feddlp.bench.counts import attention_backward_flops, counter, nominal_flops, passes, tower_flops
-from feddlp.bench.measure import make_workload
 from feddlp.bench.options import BenchOptions
 from feddlp.bench.synthetic import clip_config, random_clip
+from feddlp.bench.workload import make_workload
 from feddlp.hyperparameters import build_method
 from feddlp.methods.base import Method
 from feddlp.methods.feddlp import FedDLP

@@ -1,4 +1,4 @@
-"""The measurement itself: rounds of the federation and epochs of the naive twin in turn, A B A B, and their medians.
+"""The measurement itself: rounds of the federation and steps of the naive twin in turn, A B A B, and their medians.
 
 Everything is compared within one run on one machine; absolute times say more about the machine than about the code.
 """
@@ -10,66 +10,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig
 
 from feddlp.bench.counts import counter
-from feddlp.bench.naive import NaiveClient
 from feddlp.bench.options import BenchOptions
 from feddlp.bench.rates import Rate, layer_shapes, matrix_rate
 from feddlp.bench.synthetic import (
-    Pool,
-    client_sizes,
     clip_config,
-    image_processor,
-    random_backbone,
-    random_clip,
-    random_data,
-    random_pool,
-    random_prompts,
 )
-from feddlp.bench.timers import Timers, synchronise
-from feddlp.config import TrainingConfig
-from feddlp.data.prompts import Prompts
-from feddlp.errors import UserError
-from feddlp.federation.rounds import FederatedData, Federation, Lane
-from feddlp.materials import pick_device
+from feddlp.bench.timers import Timers
+from feddlp.bench.twin import twin_process
+from feddlp.bench.workload import Workload, find_device, make_workload
+from feddlp.federation.rounds import Federation
 from feddlp.memory import peak_mib, reset_peak
-from feddlp.methods.base import Method
-from feddlp.methods.feddlp import FedDLP
-from feddlp.model.backbone import Backbone
-from feddlp.training.cohort import Cohort, Slot
 
 Say = Callable[[str], None]
-MOST = 9  # pairs of a round and an epoch of the twin
+MOST = 9  # pairs of a round and a step of the twin
 RATE_SHARE = 1 / 240  # of the time, for each shape of a matrix product
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is measured."""
-
-    options: BenchOptions
-    method: Method
-    backbone: Backbone
-    prompts: Prompts
-    pool: Pool
-    data: FederatedData
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    def federation(self) -> Federation:
-        training = TrainingConfig(batch_size=self.options.batch_size, diagnostics=False)
-        return Federation([Lane(0, self.method)], self.backbone, self.prompts, self.data, training)
-
-    def first_client(self) -> Cohort:
-        """The first client alone, as it begins."""
-        return Cohort([Slot(0, 0, self.method)], self.backbone, self.prompts)
 
 
 @dataclass
@@ -89,13 +49,6 @@ class Played:
         return median(one.seconds["training"] / one.samples for one in self.rounds)
 
 
-def find_device(name: str) -> torch.device:
-    try:
-        return torch.device(pick_device(name))
-    except UserError as error:
-        raise UserError(str(error).removeprefix("model.")) from error
-
-
 def measure_rates(options: BenchOptions, config: CLIPConfig, device: torch.device) -> dict[str, Rate]:
     """The machine's rate in both precisions, on the layers of the adapted tower."""
     layers = layer_shapes(config, "text" if options.adapt == "text" else "image")
@@ -103,18 +56,8 @@ def measure_rates(options: BenchOptions, config: CLIPConfig, device: torch.devic
     return {name: matrix_rate(layers, getattr(torch, name), device, seconds) for name in ("float32", "bfloat16")}
 
 
-def make_workload(options: BenchOptions, device: torch.device) -> Workload:
-    """Random weights, prompts and photographs, dealt to the clients."""
-    dtype = getattr(torch, options.dtype)
-    backbone = random_backbone(clip_config(options.model), options.adapt, str(device), dtype)
-    sizes = client_sizes(options.clients, options.steps * options.batch_size, options.ragged)
-    pool = random_pool(backbone, options.classes, sum(sizes))
-    data = random_data(backbone, pool, sizes, options.classes_per_client)
-    return Workload(options, options.build_method(), backbone, random_prompts(backbone, options.classes), pool, data)
-
-
 def play(load: Workload, say: Say) -> Played:
-    """Rounds of the federation and epochs of the naive twin in turn, after a warm-up of either.
+    """Rounds of the federation and steps of the naive twin in turn, after a warm-up of either.
 
     On a GPU the rounds are not looked into, as that costs a wait at each part; one more round is, at the end.
     """
@@ -124,15 +67,15 @@ def play(load: Workload, say: Say) -> Played:
     reset_peak()
     warm_up = one_round(load, federation, parts=False, counter=counter())
     played = Played(warm_up, [], [], [], peak_mib(), live_bytes() - before)
-    twin = make_twin(load) if load.options.with_twin else None
-    started = time.perf_counter()
-    for pair in range(1, MOST + 1):
-        say(f"pair {pair} of at most {MOST}")
-        if twin:
-            played.naive.append(naive_epoch(load, twin))
-        played.rounds.append(one_round(load, federation, looked_into))
-        if time.perf_counter() - started > load.options.seconds:
-            break
+    with twin_process(load.options) as twin_step:
+        started = time.perf_counter()
+        for pair in range(1, MOST + 1):
+            say(f"pair {pair} of at most {MOST}")
+            if twin_step:
+                played.naive.append(twin_step())
+            played.rounds.append(one_round(load, federation, looked_into))
+            if time.perf_counter() - started > load.options.seconds:
+                break
     played.parts = played.rounds if looked_into else [one_round(load, federation, parts=True)]
     return played
 
@@ -142,33 +85,6 @@ def one_round(load: Workload, federation: Federation, parts: bool, counter: Flop
     with timers.watching(type(load.method)):
         federation.play_round()
     return timers
-
-
-def make_twin(load: Workload) -> NaiveClient:
-    """The first client in the naive way, from the same start, warmed up on two samples."""
-    client, config = load.first_client(), load.backbone.model.config
-    twin = NaiveClient(
-        random_clip(config).to(load.device),
-        image_processor(config),
-        cast("FedDLP", load.method),
-        {name: {leaf: value[0].detach() for leaf, value in theta.items()} for name, theta in client.theta.items()},
-        load.prompts.tokens,
-        load.pool.files,
-        load.pool.labels,
-        load.backbone.logit_scale,
-    )
-    twin.step(load.data.train.indices[0][:2])
-    return twin
-
-
-def naive_epoch(load: Workload, twin: NaiveClient) -> float:
-    """One batch of the twin's epoch. Seconds for an image"""
-    rows = load.data.train.indices[0][: load.options.batch_size]
-    synchronise(load.device)
-    started = time.perf_counter()
-    twin.step(rows)
-    synchronise(load.device)
-    return (time.perf_counter() - started) / len(rows)
 
 
 def live_bytes() -> int:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from feddlp.bench.counts import nominal_flops
-from feddlp.bench.measure import Played, Workload
+from feddlp.bench.measure import Played
 from feddlp.bench.rates import Rate
+from feddlp.bench.workload import Workload
 from feddlp.records import environment
 
 
