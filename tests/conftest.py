@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -26,6 +27,12 @@ SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
 def one_thread() -> None:
     """Tests run side by side, one process per core."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests prepare their images apart from the user's."""
+    os.environ["FEDDLP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

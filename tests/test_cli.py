@@ -84,7 +84,7 @@ def checkpoint(tmp_path) -> Path:
         (["run", "methods=fedlp"], "did you mean feddlp"),
         (["run", "nowhere.toml"], "cannot read the configuration nowhere.toml"),
         (["run", "a.toml", "b.toml"], "'b.toml' is a second configuration file"),
-        (["run", "data.dataset=digts"], "did you mean digits?"),
+        (["run", "data.dataset=digts"], "did you mean digits"),
         (["run", "data.dataset=folder:/nowhere"], "cannot read the folder /nowhere"),
         (["run", "data.clients=5000"], "data.clients=5000"),
         (["run", "data.template=photo"], "data.template='photo'"),
@@ -149,7 +149,7 @@ def test_a_damaged_image_is_a_mistake(feddlp, tmp_path):
         for number in range(9):
             (tmp_path / "photos" / name / f"{number}.png").write_bytes(b"no image")
     ended = feddlp("run", "data.dataset=folder:photos", "data.clients=2", "data.partition=iid")
-    assert_mistake(ended, "cannot read the image ", "photos/cat/0.png")
+    assert_mistake(ended, "images cannot be read", "photos/cat/0.png")
     assert_untouched(tmp_path, "photos")
 
 
@@ -270,7 +270,7 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "bench"):
+    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "data", "bench"):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 

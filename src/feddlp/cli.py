@@ -1,4 +1,4 @@
-"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets | bench`.
+"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets | data | bench`.
 
 The user's mistakes end in one line and exit code 2, anything else that fails in one line and exit code 1; a traceback
 only with --debug. Ctrl-C (or SIGTERM) stops cleanly, says how to go on, and exits with 130.
@@ -21,7 +21,9 @@ from rich.console import Console
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
+from feddlp.data_command import add_to
 from feddlp.errors import UserError
+from feddlp.options import Debug
 from feddlp.progress import PlainReporter, make_reporter
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -37,7 +39,6 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
 
@@ -238,19 +239,6 @@ def methods(debug: Debug = False) -> None:
 
 
 @app.command()
-def datasets(debug: Debug = False) -> None:
-    """List the data sets, one line each.
-
-    \b
-    feddlp datasets
-    """
-    from feddlp.data.datasets import descriptions
-    from feddlp.printing import print_list
-
-    print_list(descriptions())
-
-
-@app.command()
 def bench(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="The workload; see docs/performance.md.")
@@ -275,6 +263,9 @@ def bench(
     with Console(stderr=True).status("measuring") as status:
         measured = measure(options, lambda what: status.update(f"measuring: {what}"))
     print_bench(results(*measured), as_json)
+
+
+add_to(app)
 
 
 @contextmanager
@@ -317,8 +308,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     keep_freed_memory()
     try:
-        if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this code and returns it
+        code = app(standalone_mode=False)  # typer returns the codes of Ctrl-C and of typer.Exit
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
+        if code:
+            sys.exit(code)
     except StoppedByUser as stop:
         fail(f"stopped; {stop}", INTERRUPTED)
     except KeyboardInterrupt:

@@ -24,8 +24,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 
+from feddlp.data.datasets import FROM_DISK, OnBadImage
+from feddlp.data.dealing import Splits
+from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName
 from feddlp.errors import UserError, nearest
 from feddlp.hyperparameters import (
@@ -59,9 +63,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names), PlainSerializer
 
 
 def absolute_dataset(value: str) -> str:
-    """folder:PATH with the path made absolute, so that a run can be resumed from anywhere."""
+    """KIND:PATH with the path made absolute, so that a run can be resumed from anywhere."""
     kind, _, path = value.partition(":")
-    return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" and path else value
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in FROM_DISK and path else value
 
 
 def absolute_checkpoint(value: str) -> str:
@@ -81,7 +85,16 @@ def gibibytes(value: Any) -> Any:
 
 
 PLACES = (
-    *("name", "runs_dir", "preset", "data.dataset", "model.checkpoint", "model.device", "training.rounds"),
+    *(
+        "name",
+        "runs_dir",
+        "preset",
+        "data.dataset",
+        "data.on_bad_image",
+        "model.checkpoint",
+        "model.device",
+        "training.rounds",
+    ),
     *("training.memory_limit", "training.wave", "training.client_store"),
 )
 """Keys that may change without changing the results of a round (but for rounding)."""
@@ -95,14 +108,21 @@ class DataConfig(Section):
     """Which images, and who holds them."""
 
     dataset: Annotated[str, AfterValidator(absolute_dataset)] = Field(
-        "digits", description="digits, folder:PATH with one sub-folder per class, or glyphs[:COUNT]"
+        "digits", description="a source with its argument, such as folder:photos; `feddlp datasets` lists them"
     )
     known_as: Literal["", "pets", "flowers", "aircraft", "dtd"] = Field(
         "", description="which of the paper's data sets the images are; decides its prompt and the preset's rates"
     )
+    splits: Splits = Field(
+        "merged", description="official splits: merged as in the paper, or kept = official, their test part for testing"
+    )
+    on_bad_image: OnBadImage = Field(
+        "error", description="what becomes of images that cannot be read: an error, or left out and listed"
+    )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
     partition: PartitionName = Field(
-        "dirichlet", description="dirichlet, pathological, iid, few_shot_iid or few_shot_pathological"
+        "dirichlet",
+        description="dirichlet, pathological, iid, few_shot_iid, few_shot_pathological, or natural = as the data say",
     )
     clients: int = Field(10, ge=1, description="number of clients")
     dirichlet_beta: float = Field(0.1, gt=0, description="concentration of the Dirichlet; smaller = more skewed")
@@ -119,6 +139,13 @@ class DataConfig(Section):
         0, ge=0, description="clients, drawn by the partition seed, that join only when the federation is over"
     )
     partition_seed: int = Field(1, ge=0, lt=2**32, description="fixes partition and splits, whatever the run seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_by_its_source(cls, values: Any) -> Any:
+        """One of the paper's data sets under its own name need not be told twice."""
+        kind = str(values.get("dataset", "")).partition(":")[0] if isinstance(values, dict) else ""
+        return {"known_as": kind} | values if kind in PAPER_SETS else values
 
 
 class ModelConfig(Section):

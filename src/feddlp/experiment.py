@@ -94,6 +94,7 @@ def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     fingerprints = {"configuration": entry.config.fingerprint(), **materials.fingerprints}
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.write_partition(materials.partition)
+    entry.folder.write_left_out(materials.left_out)
     entry.folder.rewind(entry.config.methods)
 
 

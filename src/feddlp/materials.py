@@ -12,9 +12,13 @@ import torch
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
+from feddlp.data.cache import PixelCache, cache_root, cached_features
+from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
+from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
+from feddlp.data.source import LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData
@@ -22,6 +26,7 @@ from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
 from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
+NAMED = 3  # files in a message
 CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
@@ -45,6 +50,7 @@ class Materials:
     newcomers: FederatedData | None
     partition: Mapping[str, Any]  # class counts of every client, for the record
     fingerprints: Mapping[str, str]  # of the data and of the frozen weights
+    left_out: Sequence[LeftOut] = ()  # images that could not be read
 
 
 def pick_device(name: str) -> str:
@@ -65,9 +71,10 @@ def pick_device(name: str) -> str:
 def prepare(config: Config, reporter: Reporter) -> Materials:
     """Load and freeze the model, load the images once, deal them to the clients."""
     source = datasets.find(config.data.dataset)
-    splits = deal_out(config, source.labels)
+    splits = deal_out(config, source.labels, source.clients, source.parts)
+    say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
-    template = config.data.template or datasets.PAPER_TEMPLATES.get(config.data.known_as, source.template)
+    template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
     prompts = class_prompts(source.class_names, template)
     backbone = load_backbone(
         config.model.checkpoint,
@@ -76,17 +83,22 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         getattr(torch, config.model.dtype),
     )
     encoded = encode_prompts(backbone, prompts)
-    dataset = datasets.load(source, backbone.resize, lambda done, total: reporter.preparing("images", done, total))
+    dataset = open_images(config, source, backbone, reporter)
+    if dataset.left_out:
+        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts)
+        describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
-        inputs = image_features(backbone, inputs, lambda done, total: reporter.preparing("features", done, total))
+        inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
     labels = dataset.labels.to(backbone.device)
-    counts = {
+    counts: dict[str, Any] = {
         "class_names": list(source.class_names),
-        "clients": class_counts(splits, np.asarray(source.labels), len(source.class_names)),
+        "clients": class_counts(splits, dataset.labels.numpy(), len(source.class_names)),
         "newcomers": late,
     }
+    if config.data.partition == "natural":
+        counts["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
     return Materials(
         backbone=backbone,
         prompts=encoded,
@@ -94,7 +106,48 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=counts,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
+        left_out=dataset.left_out,
     )
+
+
+def open_images(config: Config, source: Source, backbone: Backbone, reporter: Reporter) -> Dataset:
+    """Every image at model size, less those that cannot be read where the configuration allows that."""
+    dataset = datasets.load(
+        source,
+        backbone.resize,
+        lambda done, total: reporter.preparing("images", done, total),
+        prepare=PixelCache(cache_root(), backbone.resize_settings(), reporter.note),
+        on_bad_image=config.data.on_bad_image,
+    )
+    if dataset.left_out:
+        reporter.warn(f"{len(dataset.left_out)} images cannot be read and are left out: {first_few(dataset.left_out)}")
+    return dataset
+
+
+def frozen_features(
+    backbone: Backbone, source: Source, dataset: Dataset, images: torch.Tensor, reporter: Reporter
+) -> torch.Tensor:
+    """Features of the frozen image tower; those of pictures are kept in the cache. [N, D]"""
+
+    def compute() -> torch.Tensor:
+        return image_features(backbone, images, lambda done, total: reporter.preparing("features", done, total))
+
+    if not source.pictures:
+        return compute()
+    identity = (backbone.fingerprint(), dataset.fingerprint(), backbone.resize_settings(), str(backbone.model.dtype))
+    return cached_features(cache_root(), " ".join((*identity, backbone.device.type, torch.__version__)), compute)
+
+
+def say_ignored(source: Source, reporter: Reporter) -> None:
+    """Files that lie among the images and are not taken for any."""
+    if source.ignored:
+        reporter.note(f"{len(source.ignored)} files are not images and are ignored: {first_few(source.ignored)}")
+
+
+def first_few(files: Sequence[LeftOut]) -> str:
+    """The first files with their reasons, on one line."""
+    listed = "; ".join(f"{file.name} ({file.reason})" for file in files[:NAMED])
+    return f"{listed}; ..." if len(files) > NAMED else listed
 
 
 def who_joins_late(config: Config) -> tuple[list[int], list[int]]:
@@ -118,13 +171,18 @@ def client_data(
     return FederatedData(tuple(ids), *parts)
 
 
-def deal_out(config: Config, labels: Any) -> list[ClientSplit]:
+def deal_out(config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = ()) -> list[ClientSplit]:
     """Partition and split as the configuration says."""
     data = config.data
     if data.newcomers >= data.clients:
         raise UserError(
             f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
             f"use at most {data.clients - 1}"
+        )
+    if data.splits == "official" and not parts:
+        raise UserError(
+            f"data.splits=official: {data.dataset} has no official splits; use data.splits=merged, "
+            "or csv: with a column split"
         )
     return deal(
         np.asarray(labels),
@@ -139,6 +197,8 @@ def deal_out(config: Config, labels: Any) -> list[ClientSplit]:
         validation_share=data.validation_share,
         stratified=data.stratified,
         seed=data.partition_seed,
+        owners=owners,
+        parts=parts if data.splits == "official" else (),
     )
 
 
@@ -146,7 +206,8 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     """Say how many samples every number will rest on, and what would make the numbers meaningless."""
     train, validation = (sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation"))
     smallest = min(len(client.test) for client in splits)
-    common = config.data.test_set == "common"
+    official = config.data.splits == "official" and config.data.partition != "natural"
+    common = config.data.test_set == "common" or official
     test = smallest if common else sum(len(client.test) for client in splits)
     each = "the same for all" if common else f"smallest client: {smallest}"
     reporter.note(

@@ -4,6 +4,7 @@
         config.toml       complete and re-runnable
         environment.json  versions, machine, fingerprints of the data and of the frozen weights
         partition.json    how many samples of which class each client holds
+        left_out.csv      images that could not be read, where data.on_bad_image=skip left some out
         rounds.jsonl      one line a method and round
         clients.csv       one row a method, round and client
         ranks.jsonl       one line a method with gates and round: active ranks of every client and layer
@@ -171,6 +172,13 @@ class RunFolder:
         """Who holds what; depends on the configuration alone, so that it is written once."""
         if not (self.path / "partition.json").exists():
             write_atomically(self.path / "partition.json", json.dumps(counts).encode())
+
+    def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
+        """Images that could not be read, each with its reason; no file where there are none."""
+        if files:
+            table = io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *files])
+            write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
 
     def read_partition(self) -> dict[str, Any] | None:
         """Who holds what; None where the run died before it was written."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from feddlp.config import Table, absolute_checkpoint, apply_override
-from feddlp.data.datasets import PAPER_TEMPLATES
+from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter
 from feddlp.files import write_atomically
@@ -101,12 +101,12 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def split_data(text: str) -> tuple[str, str]:
-    """ "digits" -> ("digits", "digits"); "pets=folder:photos" -> ("pets", "folder:photos")"""
+    """ "digits" -> ("digits", "digits"); "pets:PATH" -> ("pets", "pets:PATH"); "pets=csv:x" -> ("pets", "csv:x")"""
     label, equals, source = text.partition("=")
-    if equals and label not in PAPER_TEMPLATES:
-        raise UserError(
-            f"--data {text}: {label!r} is not one of the paper's data sets; {nearest(label, PAPER_TEMPLATES)}"
-        )
+    if (kind := text.partition(":")[0]) in PAPER_SETS:
+        return kind, text
+    if equals and label not in PAPER_SETS:
+        raise UserError(f"--data {text}: {label!r} is not one of the paper's data sets; {nearest(label, PAPER_SETS)}")
     return (label, source) if equals else (text, text)
 
 
@@ -118,7 +118,7 @@ def plan(request: Request, table: str, data: str) -> Sweep:
     if request.model in EMBEDDED:
         put(config, "training.rounds", EMBEDDED_ROUNDS)
     put(config, "data.dataset", source)
-    put(config, "data.known_as", label if label in PAPER_TEMPLATES else "")
+    put(config, "data.known_as", label if label in PAPER_SETS else "")
     put(config, "model.checkpoint", absolute_checkpoint(request.model))
     for override in request.overrides:
         apply_override(config, override)
@@ -175,7 +175,7 @@ def play(request: Request, table: str, reporter: Reporter) -> tuple[PaperTable, 
 def make(request: Request, table: str, found: Results, runs: Sequence[RunFolder]) -> PaperTable:
     """A table; the paper's numbers stand in it where its model was used, and its partition in every run."""
     papers = is_papers_model(request.model)
-    differing = deviations(runs) if papers and any(key.dataset in PAPER_TEMPLATES for key in found) else ()
+    differing = deviations(runs) if papers and any(key.dataset in PAPER_SETS for key in found) else ()
     return build(table, found, comparable=papers and not differing, target=request.target, deviations=differing)
 
 

@@ -114,7 +114,7 @@ def test_a_last_class_that_the_common_test_set_took_whole_is_missed(name):
             splits = deal(labels, name, 1, test_set="common", test_share=0.5, shots=1, classes_per_client=3, seed=seed)
         except UserError as error:
             assert "class 2" in str(error)  # noqa: PT017
-            assert "data.test_set=common took 31 of 61 samples" in str(error)  # noqa: PT017
+            assert "the common test set took 31 of 61 samples" in str(error)  # noqa: PT017
             refusals += 1
         else:
             assert 60 not in splits[0].test
@@ -150,3 +150,74 @@ def test_a_stratified_deal_keeps_class_shares_in_both_kinds_of_test_set():
             if test_set == "own":
                 test = np.bincount(DTD[client.test.numpy()], minlength=47)
                 assert (abs(test * len(client) - (whole + test) * test.sum()) < len(client)).all()
+
+
+# Natural clients and official splits
+
+OWNERS = np.random.RandomState(3).choice(["ann", "bob", "cid", "eve"], 300, p=[0.4, 0.3, 0.2, 0.1])
+OWNERS[:3] = "flo"
+LABELS = np.random.RandomState(4).randint(0, 4, 300)
+PARTS = np.random.RandomState(5).choice(["train", "validation", "test"], 300, p=[0.6, 0.1, 0.3])
+
+
+def natural(clients=4, **options):
+    return deal(LABELS, "natural", clients, owners=OWNERS.tolist(), min_samples=10, **options)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_natural_clients_hold_their_own_samples_and_no_others(official):
+    dealt = natural(parts=PARTS.tolist() if official else ())
+    for name, client in zip(["ann", "bob", "cid", "eve"], dealt, strict=True):
+        held = torch.cat([client.train, client.validation, client.test])
+        assert sorted(held.tolist()) == np.flatnonzero(name == OWNERS).tolist()
+        if official:
+            assert client.test.tolist() == np.flatnonzero((name == OWNERS) & (PARTS == "test")).tolist()
+
+
+def test_fewer_clients_than_there_are_are_drawn_by_the_seed():
+    drawn = {tuple(OWNERS[int(client.train[0])] for client in natural(2, seed=seed)) for seed in range(9)}
+    assert len(drawn) > 1
+    assert all(list(names) == sorted(set(names)) for names in drawn)
+    assert "flo" not in {name for names in drawn for name in names}  # too few samples
+
+
+def test_more_natural_clients_than_there_are_cannot_be_had():
+    with pytest.raises(UserError, match=r"more than the 4 natural clients .* \(5 in all\); set data.clients=4"):
+        natural(5)
+    with pytest.raises(UserError, match=r"data\.partition=natural needs data that say who owns each image"):
+        deal(LABELS, "natural", 4)
+
+
+def test_a_natural_client_without_official_test_samples_is_refused():
+    with pytest.raises(UserError, match=r"natural client 0 \d+ samples to train on and 0 to test on"):
+        natural(parts=np.where(OWNERS == "ann", "train", PARTS).tolist())
+
+
+@pytest.mark.parametrize("test_set", ["own", "common"])
+@pytest.mark.parametrize("name", ["dirichlet", "iid", "few_shot_iid"])
+def test_the_official_test_part_is_every_clients_test_set(name, test_set):
+    dealt = deal(LABELS, name, 3, parts=PARTS.tolist(), test_set=test_set, dirichlet_beta=5.0, shots=3)
+    for client in dealt:
+        assert client.test.tolist() == np.flatnonzero(PARTS == "test").tolist()
+    others = torch.cat([index for client in dealt for index in (client.train, client.validation)]).tolist()
+    assert len(set(others)) == len(others)
+    assert set(PARTS[others]) == {"train", "validation"}
+    if name != "few_shot_iid":
+        assert len(others) == (PARTS != "test").sum()
+
+
+WAYS = ("merged", "official")
+
+
+def test_official_splits_are_kept_only_where_that_is_asked_for():
+    merged, official = (
+        load_config(None, ["data.partition=iid", f"data.splits={how}"]) for how in ("merged", "official")
+    )
+    assert torch.equal(
+        deal_as_configured(official, LABELS, (), PARTS.tolist())[0].test,
+        torch.from_numpy(np.flatnonzero(PARTS == "test")),
+    )
+    plain = parts_of(deal_as_configured(merged, LABELS))
+    assert all(map(torch.equal, parts_of(deal_as_configured(merged, LABELS, (), PARTS.tolist())), plain))
+    with pytest.raises(UserError, match=r"data\.splits=official: digits has no official splits"):
+        deal_as_configured(official, LABELS)

@@ -96,10 +96,10 @@ def test_blocks_of_pixels_are_loaded_as_single_pictures_are(backbones, size):
     source = find(f"glyphs:{COUNT}")
     one_by_one = Source(
         source.name,
-        lambda: ([picture] for block in source.blocks() for picture in to_pictures(block)),
         source.labels,
         source.class_names,
         source.template,
+        blocks=lambda: ([picture] for block in source.blocks() for picture in to_pictures(block)),
     )
     assert torch.equal(load(source, resize).images, load(one_by_one, resize).images)
 

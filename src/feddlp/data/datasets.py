@@ -1,6 +1,6 @@
 """Labelled images, wherever they come from, as one uint8 tensor at the size that the checkpoint reads.
 
-    source   names a collection: "digits", "folder:PATH" (one sub-folder per class) or "glyphs:COUNT" (rendered)
+    source   names a collection: "digits", "folder:PATH", "csv:FILE", "pets:PATH", ...
     load     source + the checkpoint's own resizing  ->  Dataset with images [N, 3, H, W]
 
 Adding a source is one function that returns a `Source`, entered in SOURCES.
@@ -8,33 +8,30 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from feddlp.data.folders import clients, folder
 from feddlp.data.glyphs import glyphs
-from feddlp.data.source import Block, Source
+from feddlp.data.hub import hub
+from feddlp.data.paper_sets import PAPER_SETS
+from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
+from feddlp.data.source import Block, LeftOut, Part, Source
+from feddlp.data.tables import table
 from feddlp.errors import UserError, nearest
 
-Resize = Callable[[Sequence[Image.Image]], Tensor]
-"""RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
-CHUNK = 256
-PAPER_TEMPLATES = {
-    "pets": "a photo of a {}, a type of pet.",
-    "flowers": "a photo of a {}, a type of flower.",
-    "aircraft": "a photo of a {}, a type of aircraft.",
-    "dtd": "a photo of a {} texture.",
-}
-"""The prompts of the paper's data sets (public code)."""
-NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # Pillow knows their names but has no decoder
+OnBadImage = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,15 @@ class Dataset:
     labels: Tensor  # [N] int64
     class_names: tuple[str, ...]
     template: str
+    clients: Sequence[str] = ()  # N, or none
+    parts: Sequence[Part] = ()  # N, or none
+    left_out: Sequence[LeftOut] = ()  # images that could not be read
+    known_hash: Hash | None = None  # of the pixels, where somebody has computed it
 
     def fingerprint(self) -> str:
         """A digest of pixels, labels and names; a resumed run refuses data with another one."""
-        digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
-            digest.update(tensor.flatten().numpy().data)
+        digest = (self.known_hash or pixel_hash(self.images)).copy()
+        digest.update(self.labels.numpy().data)
         digest.update("\n".join((*self.class_names, self.template)).encode())
         return digest.hexdigest()
 
@@ -66,38 +66,20 @@ def digits(argument: str) -> Source:
     pictures = (bunch.images * (255 / 16)).round().astype(np.uint8)
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     openers = [partial(to_rgb, picture) for picture in pictures]
-    return Source("digits", partial(in_chunks, openers), bunch.target.tolist(), names, "a photo of the digit {}.")
+    chunks = partial(in_chunks, openers)
+    return Source("digits", bunch.target.tolist(), names, "a photo of the digit {}.", blocks=chunks)
 
 
-def folder(argument: str) -> Source:
-    """folder:PATH, one sub-folder per class, images in any format that Pillow reads, nested folders included."""
-    if not argument:
-        raise UserError("data.dataset=folder needs a path; write data.dataset=folder:PATH")
-    root = Path(argument).expanduser()
-    classes = {path.name: list(image_files(path)) for path in list_folder(root) if path.is_dir()}
-    if len(classes) < 2:
-        raise UserError(
-            f"data.dataset=folder:{argument} has {len(classes)} class folder(s), at least 2 are needed; "
-            "put the images of each class in a sub-folder of its own"
-        )
-    if empty := [name for name, files in classes.items() if not files]:
-        raise UserError(
-            f"data.dataset=folder:{argument} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
-            "add images or remove the folder"
-        )
-    files = [file for files in classes.values() for file in files]
-    labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    names = tuple(name.replace("_", " ").replace("-", " ") for name in classes)
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"data.dataset=folder:{argument} has class folders that differ only in '_' and '-' ({', '.join(twins)}), "
-            "so their prompts would be alike; rename one of them"
-        )
-    openers = [partial(open_image, file) for file in files]
-    return Source(root.resolve().name, partial(in_chunks, openers), labels, names)
-
-
-SOURCES: dict[str, Callable[[str], Source]] = {"digits": digits, "folder": folder, "glyphs": glyphs}
+SOURCES: dict[str, Callable[[str], Source]] = {
+    "digits": digits,
+    "folder": folder,
+    "clients": clients,
+    "csv": table,
+    "hub": hub,
+    **PAPER_SETS,
+    "glyphs": glyphs,
+}
+FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
 
 
 def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
@@ -109,46 +91,6 @@ def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Ima
 def to_rgb(pixels: np.ndarray) -> Image.Image:
     """A grey uint8 picture (H, W) in RGB."""
     return Image.fromarray(pixels).convert("RGB")
-
-
-def list_folder(path: Path) -> list[Path]:
-    """The visible entries, sorted by name; an unreadable folder is the user's error."""
-    try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(
-            f"data.dataset: cannot read the folder {path} ({error.strerror}); check the path and its permissions"
-        ) from error
-
-
-def image_files(path: Path) -> Iterator[Path]:
-    """The files below a class folder whose extension belongs to a format that Pillow can open."""
-    readable = {ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN.keys() - NOT_PICTURES}
-    for entry in list_folder(path):
-        if entry.is_dir():
-            if not entry.is_symlink():  # a link to a folder above would never end
-                yield from image_files(entry)
-        elif entry.suffix.lower() in readable:
-            yield entry
-
-
-def open_image(path: Path) -> Image.Image:
-    """One image file, upright and in 8-bit RGB."""
-    try:
-        with Image.open(path) as image:
-            return eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for a damaged file
-        raise UserError(f"data.dataset: cannot read the image {path} ({error}); repair or remove the file") from error
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """The same picture in a mode that converts to RGB without loss: 16 bits are scaled, where Pillow would clip."""
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        return Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
 def find(dataset: str) -> Source:
@@ -165,19 +107,69 @@ def find(dataset: str) -> Source:
     return SOURCES[kind](argument)
 
 
-def load(source: Source, resize: Resize, progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
-    """Open and resize every image once, block by block, reporting (done, total) as it goes."""
+def load(
+    source: Source,
+    resize: Resize,
+    progress: Progress = lambda done, total: None,
+    *,
+    prepare: Prepare = in_memory,
+    on_bad_image: OnBadImage = "error",
+) -> Dataset:
+    """Every image at model size, reporting (done, total) as it goes.
+
+    Args:
+        prepare: where the pixels of pictures come from: opened now, or out of a cache.
+        on_bad_image: whether pictures that cannot be read are an error or left out.
+
+    Raises:
+        UserError: pictures that cannot be read, or a class that has no others.
+    """
+    pixels = render(source, resize, progress) if source.blocks else prepare(source.pictures, resize, progress)
+    left_out = [LeftOut(source.pictures[index].name, reason) for index, reason in pixels.bad]
+    if left_out and on_bad_image == "error":
+        raise UserError(
+            f"data.dataset: {len(left_out)} of {len(source.labels):,} images cannot be read, the first one is "
+            f"{left_out[0].name} ({left_out[0].reason}); repair or remove them, or set data.on_bad_image=skip"
+        )
+    kept = source.without({index for index, _ in pixels.bad}) if left_out else source
+    if left_out:
+        check_kept(kept)
+    labels = torch.tensor(kept.labels, dtype=torch.int64)
+    return Dataset(
+        source.name,
+        pixels.images,
+        labels,
+        source.class_names,
+        source.template,
+        clients=kept.clients,
+        parts=kept.parts,
+        left_out=left_out,
+        known_hash=pixels.hash,
+    )
+
+
+def check_kept(source: Source) -> None:
+    """Refuse classes of which no image could be read."""
+    present = set(source.labels)
+    if empty := [name for label, name in enumerate(source.class_names) if label not in present]:
+        raise UserError(
+            f"data.on_bad_image=skip leaves {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            "add images that can be read or remove the class"
+        )
+
+
+def render(source: Source, resize: Resize, progress: Progress) -> Pixels:
+    """The images of a source that makes them on the spot."""
     total, done = len(source.labels), 0
     images = torch.empty(0, dtype=torch.uint8)
-    for block in source.blocks():
+    for block in source.blocks() if source.blocks else ():
         pixels = at_model_size(block, resize)
         if not done:
             images = torch.empty(total, *pixels.shape[1:], dtype=torch.uint8)
         images[done : done + len(pixels)] = pixels
         done += len(pixels)
         progress(done, total)
-    labels = torch.tensor(source.labels, dtype=torch.int64)
-    return Dataset(source.name, images, labels, source.class_names, source.template)
+    return Pixels(images, (), pixel_hash(images))
 
 
 def at_model_size(block: Block, resize: Resize) -> Tensor:

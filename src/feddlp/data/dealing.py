@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
+import torch
 
 from feddlp.data.partition import PartitionName, partition
+from feddlp.data.source import Part
 from feddlp.data.splits import ClientSplit, TestSetName, hold_out, split
 from feddlp.errors import UserError
+
+Splits = Literal["merged", "official"]
 
 
 def deal(
@@ -26,6 +31,8 @@ def deal(
     shots: int = 16,
     min_samples: int = 2,
     seed: int = 1,
+    owners: Sequence[str] = (),
+    parts: Sequence[Part] = (),
 ) -> list[ClientSplit]:
     """Partition and cut: what every client trains on, validates on and is tested on.
 
@@ -34,13 +41,19 @@ def deal(
         test_share: of a client's samples, or of the whole data set.
         validation_share: of a client's training part.
         stratified: cut class by class.
+        owners: the natural client of each sample, for the natural partition.
+        parts: the official split of each sample, where that is to be kept. Its test part is every client's test set
+            (of a natural client, its own samples in it), and the others are dealt; `test_set` has no say then.
 
     The other arguments and the errors are those of `partition`.
     """
     array = np.asarray(labels)
     strata = array if stratified else None
     remaining, common = np.arange(len(array)), None
-    if test_set == "common":
+    official = np.flatnonzero(np.asarray(parts) == "test")
+    if parts and name != "natural":
+        remaining, common = np.setdiff1d(remaining, official), torch.from_numpy(official)
+    elif test_set == "common":
         remaining, common = hold_out(len(array), test_share=test_share, seed=seed, strata=strata)
     try:
         holdings = partition(
@@ -53,11 +66,31 @@ def deal(
             min_samples=min_samples,
             seed=seed,
             classes=int(array.max(initial=-1)) + 1,
+            owners=[owners[int(index)] for index in remaining] if owners else (),
         )
     except UserError as error:
         if common is None:
             raise
-        raise UserError(f"{error} (data.test_set=common took {len(common)} of {len(array)} samples first)") from None
+        raise UserError(f"{error} (the common test set took {len(common)} of {len(array)} samples first)") from None
     shares = {"test_share": test_share if common is None else 0.0, "validation_share": validation_share}
+    if parts and name == "natural":
+        return [
+            keep_test(held, client, official, validation_share, seed, strata) for client, held in enumerate(holdings)
+        ]
     own = [split(remaining[held], client, **shares, seed=seed, strata=strata) for client, held in enumerate(holdings)]
     return own if common is None else [replace(client, test=common) for client in own]
+
+
+def keep_test(
+    held: np.ndarray, client: int, official: np.ndarray, validation_share: float, seed: int, strata: np.ndarray | None
+) -> ClientSplit:
+    """A natural client's own samples, those of the official test part for testing."""
+    test = np.intersect1d(held, official)
+    rest = np.setdiff1d(held, official)
+    if not len(rest) or not len(test):
+        raise UserError(
+            f"data.splits=official leaves natural client {client} {len(rest)} samples to train on and {len(test)} to "
+            "test on; use data.splits=merged"
+        )
+    own = split(rest, client, test_share=0.0, validation_share=validation_share, seed=seed, strata=strata)
+    return replace(own, test=torch.from_numpy(test))

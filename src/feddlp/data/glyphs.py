@@ -47,7 +47,7 @@ def glyphs(argument: str) -> Source:
         )
     labels = [index % len(CHARACTERS) for index in range(count)]
     names = tuple(character.names[0] for character in CHARACTERS)
-    return Source("glyphs", partial(blocks, count), labels, names, "a photo of the {}.")
+    return Source("glyphs", labels, names, "a photo of the {}.", blocks=partial(blocks, count))
 
 
 def blocks(count: int) -> Iterator[Tensor]:

@@ -5,9 +5,11 @@
     iid                    a shuffled deal
     few_shot_iid           every client holds `shots` samples of every class (FLoRA, arXiv 2404.15182)
     few_shot_pathological  every class belongs to one client, which holds `shots` samples of it
+    natural                every client holds what the data say is its own
 
-The first three deal every sample; the few-shot ones leave the others unused. How a client then cuts its samples is
-told in `splits`. Partition and splits depend on the partition seed alone, so that all run seeds share them.
+The first three deal every sample; the few-shot ones leave the others unused, and natural those of other clients. How
+a client then cuts its samples is told in `splits`. Partition and splits depend on the partition seed alone, so that
+all run seeds share them.
 
 The Dirichlet variant follows the paper's protocol (§VI-A): class by class, proportions ~ Dirichlet(beta), but a client
 that already holds N/K samples gets nothing more, so sizes stay near each other and the last client collects the
@@ -23,7 +25,7 @@ import numpy as np
 
 from feddlp.errors import UserError
 
-PartitionName = Literal["dirichlet", "pathological", "iid", "few_shot_iid", "few_shot_pathological"]
+PartitionName = Literal["dirichlet", "pathological", "iid", "few_shot_iid", "few_shot_pathological", "natural"]
 MAX_TRIES = 1000
 
 
@@ -148,6 +150,33 @@ def few_shot_pathological(labels: np.ndarray, classes: int, clients: int, shots:
     return [np.concatenate([drawn[label] for label in own]) for own in owned]
 
 
+def natural_clients(owners: Sequence[str], clients: int, min_samples: int, seed: int) -> list[str]:
+    """Who takes part: of those with `min_samples` or more as many as asked for, drawn by the seed, in order of names.
+
+    Raises:
+        UserError: the data name no clients, or too few.
+    """
+    if not owners:
+        raise UserError(
+            "data.partition=natural needs data that say who owns each image: csv: with a column client, or clients:PATH"
+        )
+    names, sizes = np.unique(np.asarray(owners), return_counts=True)
+    enough = [str(name) for name, size in zip(names, sizes, strict=True) if size >= min_samples]
+    if len(enough) < clients:
+        raise UserError(
+            f"data.clients={clients} is more than the {len(enough)} natural clients with at least "
+            f"data.min_samples={min_samples} images ({len(names)} in all); set data.clients={len(enough)}"
+        )
+    drawn = np.random.RandomState(seed).permutation(len(enough))[:clients]
+    return [enough[place] for place in sorted(drawn)]
+
+
+def partition_natural(owners: Sequence[str], clients: int, min_samples: int, seed: int) -> list[np.ndarray]:
+    """Every client holds what is its own; clients that do not take part are left out."""
+    array = np.asarray(owners)
+    return [np.flatnonzero(array == name) for name in natural_clients(owners, clients, min_samples, seed)]
+
+
 def check_enough(samples: int, clients: int, min_samples: int) -> None:
     """Refuse more clients than `samples` could serve."""
     if clients * min_samples > samples:
@@ -179,6 +208,7 @@ def partition(
     min_samples: int = 2,
     seed: int = 1,
     classes: int | None = None,
+    owners: Sequence[str] = (),
 ) -> list[np.ndarray]:
     """Deal samples to clients, each to one at most; the few-shot partitions leave some out, the others none.
 
@@ -188,6 +218,7 @@ def partition(
         min_samples: the fewest samples a client may hold, >= 2 (one to train on, one to test on).
         seed: the partition seed, independent of the run seed.
         classes: C, where `labels` may lack the last classes.
+        owners: the natural client of each sample (natural).
 
     Returns:
         K disjoint index arrays; together 0..N-1 unless the partition is a few-shot one.
@@ -197,6 +228,8 @@ def partition(
     """
     array = np.asarray(labels)
     total = classes or int(array.max(initial=-1)) + 1
+    if name == "natural":
+        return partition_natural(owners, clients, min_samples, seed)
     if name == "few_shot_iid":
         return check_smallest(few_shot_iid(array, total, clients, shots, seed), name, min_samples, "more data.shots")
     if name == "few_shot_pathological":

@@ -9,6 +9,7 @@ backbones.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -132,6 +133,10 @@ class Backbone:
         arrays = [np.asarray(image) for image in images]
         pixels = self.processor(arrays, do_rescale=False, do_normalize=False, input_data_format="channels_last")
         return torch.from_numpy(np.stack(pixels["pixel_values"])).to(torch.uint8)
+
+    def resize_settings(self) -> str:
+        """What `resize` depends on, besides the images."""
+        return json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids of the prompts, padded to the longest only. [n, L]

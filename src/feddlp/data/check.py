@@ -1,0 +1,107 @@
+"""What a collection holds, found by opening every image of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+from feddlp.data.pictures import BadImage
+from feddlp.data.preparation import CHUNK, MOST_THREADS
+from feddlp.data.source import LeftOut, Picture, Source
+
+FEW = 5
+
+
+class Seen(NamedTuple):
+    """One image that could be read."""
+
+    width: int
+    height: int
+    digest: bytes  # of its pixels: the same picture in another lossless format has the same
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A source and what opening its pictures showed."""
+
+    source: Source
+    seen: Mapping[int, Seen]  # by the picture's place
+    unreadable: Sequence[LeftOut]
+
+    def duplicates(self) -> list[list[int]]:
+        """Places of pictures with the same pixels, in groups of two and more."""
+        groups: dict[bytes, list[int]] = defaultdict(list)
+        for index, seen in self.seen.items():
+            groups[seen.digest].append(index)
+        return [group for group in groups.values() if len(group) > 1]
+
+
+def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
+    """Open every picture once."""
+    outcomes: list[Seen | str] = []
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
+        for start in range(0, len(source.pictures), CHUNK):
+            outcomes += pool.map(look_at, source.pictures[start : start + CHUNK])
+            progress(len(outcomes), len(source.pictures))
+    unreadable = [
+        LeftOut(picture.name, outcome)
+        for picture, outcome in zip(source.pictures, outcomes, strict=True)
+        if isinstance(outcome, str)
+    ]
+    return Findings(source, {i: seen for i, seen in enumerate(outcomes) if isinstance(seen, Seen)}, unreadable)
+
+
+def look_at(picture: Picture) -> Seen | str:
+    """Size and digest, or the reason why there are none."""
+    try:
+        image = picture.open()
+    except BadImage as error:
+        return str(error)
+    return Seen(*image.size, hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest())
+
+
+def describe(findings: Findings) -> Iterator[str]:
+    """The findings in lines."""
+    source = findings.source
+    counts = Counter(source.labels)
+    per_class = [counts[label] for label in range(len(source.class_names))]
+    yield f"{source.name}: {len(source.labels):,} images, {len(source.class_names)} classes"
+    yield f"images of a class: {spread(per_class)}"
+    smallest = sorted(zip(per_class, source.class_names, strict=True))[:FEW]
+    yield "fewest: " + ", ".join(f"{name} {count}" for count, name in smallest)
+    if findings.seen:
+        yield f"width: {spread([seen.width for seen in findings.seen.values()])} pixels"
+        yield f"height: {spread([seen.height for seen in findings.seen.values()])} pixels"
+    if source.clients:
+        sizes = Counter(source.clients)
+        yield f"clients: {len(sizes)}, images of a client: {spread(list(sizes.values()))}"
+    if source.parts:
+        yield "official splits: " + ", ".join(f"{part} {count:,}" for part, count in Counter(source.parts).items())
+    yield from describe_files(findings)
+
+
+def spread(values: Sequence[int]) -> str:
+    return f"{min(values):,} to {max(values):,}, median {median(values):,.0f}"
+
+
+def describe_files(findings: Findings) -> Iterator[str]:
+    """What is the matter with which files."""
+    source, groups = findings.source, findings.duplicates()
+    if groups:
+        across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
+        yield f"duplicates: {sum(map(len, groups)) - len(groups)} images repeat another, {across} times across classes"
+        for group in groups[:FEW]:
+            yield "  " + " = ".join(source.pictures[index].name for index in group)
+    if source.ignored:
+        yield f"not images: {len(source.ignored)} files are ignored"
+        yield from (f"  {file.name} ({file.reason})" for file in source.ignored[:FEW])
+    yield f"unreadable: {len(findings.unreadable)}"
+    yield from (f"  {file.name} ({file.reason})" for file in findings.unreadable)

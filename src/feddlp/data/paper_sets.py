@@ -1,0 +1,175 @@
+"""The paper's four data sets, from the folders that the archives of their authors unpack to.
+
+pets      Oxford-IIIT Pet (Parkhi et al. 2012)       images/, annotations/trainval.txt, test.txt
+flowers   Oxford 102 Flower (Nilsback 2008)          jpg/, imagelabels.mat, setid.mat
+aircraft  FGVC-Aircraft 2013b (Maji et al. 2013)     data/images/, data/images_variant_train.txt, ...
+dtd       Describable Textures (Cimpoi et al. 2014)  images/, labels/train1.txt, val1.txt, test1.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from feddlp.data.pictures import PictureFile
+from feddlp.data.source import Part, Source
+from feddlp.errors import UserError
+
+TEMPLATES = {
+    "pets": "a photo of a {}, a type of pet.",
+    "flowers": "a photo of a {}, a type of flower.",
+    "aircraft": "a photo of a {}, a type of aircraft.",
+    "dtd": "a photo of a {} texture.",
+}
+"""The prompts of the paper's data sets (public code)."""
+
+FLOWERS = (
+    "pink primrose", "hard-leaved pocket orchid", "canterbury bells", "sweet pea", "english marigold", "tiger lily",
+    "moon orchid", "bird of paradise", "monkshood", "globe thistle", "snapdragon", "colt's foot", "king protea",
+    "spear thistle", "yellow iris", "globe-flower", "purple coneflower", "peruvian lily", "balloon flower",
+    "giant white arum lily", "fire lily", "pincushion flower", "fritillary", "red ginger", "grape hyacinth",
+    "corn poppy", "prince of wales feathers", "stemless gentian", "artichoke", "sweet william", "carnation",
+    "garden phlox", "love in the mist", "mexican aster", "alpine sea holly", "ruby-lipped cattleya", "cape flower",
+    "great masterwort", "siam tulip", "lenten rose", "barbeton daisy", "daffodil", "sword lily", "poinsettia",
+    "bolero deep blue", "wallflower", "marigold", "buttercup", "oxeye daisy", "common dandelion", "petunia",
+    "wild pansy", "primula", "sunflower", "pelargonium", "bishop of llandaff", "gaura", "geranium", "orange dahlia",
+    "pink-yellow dahlia", "cautleya spicata", "japanese anemone", "black-eyed susan", "silverbush",
+    "californian poppy", "osteospermum", "spring crocus", "bearded iris", "windflower", "tree poppy", "gazania",
+    "azalea", "water lily", "rose", "thorn apple", "morning glory", "passion flower", "lotus", "toad lily",
+    "anthurium", "frangipani", "clematis", "hibiscus", "columbine", "desert-rose", "tree mallow", "magnolia",
+    "cyclamen", "watercress", "canna lily", "hippeastrum", "bee balm", "ball moss", "foxglove", "bougainvillea",
+    "camellia", "mallow", "mexican petunia", "bromelia", "blanket flower", "trumpet creeper", "blackberry lily",
+)  # fmt: skip
+"""Class i + 1 of imagelabels.mat; the archives bring numbers only."""
+
+ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
+
+
+class Entry(NamedTuple):
+    """One image of an official list."""
+
+    file: Path
+    class_name: str
+    part: Part
+
+
+def pets(argument: str) -> Source:
+    """pets:PATH, Oxford-IIIT Pet as published: 37 breeds; PATH holds images/ and annotations/."""
+    root = find_root("pets", argument, ("images", "annotations/trainval.txt", "annotations/test.txt"))
+    lists: dict[str, Part] = {"trainval": "train", "test": "test"}
+    return assemble(
+        "pets",
+        [
+            Entry(root / "images" / f"{image}.jpg", image.rpartition("_")[0].replace("_", " "), part)
+            for name, part in lists.items()
+            for image, *_ in read_list(root / "annotations" / f"{name}.txt")
+        ],
+    )
+
+
+def flowers(argument: str) -> Source:
+    """flowers:PATH, Oxford 102 Flower as published; PATH holds jpg/, imagelabels.mat and setid.mat."""
+    root = find_root("flowers", argument, ("jpg", "imagelabels.mat", "setid.mat"))
+    numbers = read_matrix(root / "imagelabels.mat", "labels")
+    sets: dict[str, Part] = {"trnid": "train", "valid": "validation", "tstid": "test"}
+    return assemble(
+        "flowers",
+        [
+            Entry(root / "jpg" / f"image_{image:05d}.jpg", FLOWERS[numbers[image - 1] - 1], part)
+            for name, part in sets.items()
+            for image in read_matrix(root / "setid.mat", name)
+        ],
+        FLOWERS,
+    )
+
+
+def aircraft(argument: str) -> Source:
+    """aircraft:PATH, FGVC-Aircraft 2013b as published, at the level of its 100 variants; PATH holds data/."""
+    root = find_root("aircraft", argument, ("images", "variants.txt", "images_variant_train.txt"))
+    lists: dict[str, Part] = {"train": "train", "val": "validation", "test": "test"}
+    return assemble(
+        "aircraft",
+        [
+            Entry(root / "images" / f"{image}.jpg", " ".join(variant), part)
+            for name, part in lists.items()
+            for image, *variant in read_list(root / f"images_variant_{name}.txt")
+        ],
+        tuple(" ".join(words) for words in read_list(root / "variants.txt")),
+    )
+
+
+def dtd(argument: str) -> Source:
+    """dtd:PATH, Describable Textures as published: 47 textures, the first split; PATH holds images/ and labels/."""
+    root = find_root("dtd", argument, ("images", "labels/train1.txt"))
+    lists: dict[str, Part] = {"train1": "train", "val1": "validation", "test1": "test"}
+    return assemble(
+        "dtd",
+        [
+            Entry(root / "images" / image, image.partition("/")[0].replace("_", " "), part)
+            for name, part in lists.items()
+            for image, *_ in read_list(root / "labels" / f"{name}.txt")
+        ],
+    )
+
+
+def assemble(name: str, entries: list[Entry], class_names: tuple[str, ...] = ()) -> Source:
+    """A source from the official lists; classes by name where no order is given."""
+    order = class_names or tuple(sorted({entry.class_name for entry in entries}, key=str.lower))
+    place = {class_name: label for label, class_name in enumerate(order)}
+    return Source(
+        name,
+        [place[entry.class_name] for entry in entries],
+        order,
+        TEMPLATES[name],
+        pictures=[PictureFile(entry.file) for entry in entries],
+        parts=[entry.part for entry in entries],
+    )
+
+
+def find_root(name: str, argument: str, needed: tuple[str, ...]) -> Path:
+    """The folder that holds what the archives bring: the given one, or one folder inside of it.
+
+    Raises:
+        UserError: that says what is missing, and how to unpack archives that lie there.
+    """
+    if not argument:
+        raise UserError(
+            f"data.dataset={name} needs the folder of its archives, unpacked; write data.dataset={name}:PATH"
+        )
+    path = Path(argument).expanduser()
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    deeper = [folder / "data" for folder in inside]
+    for root in (path, *inside, *deeper):
+        if all((root / file).exists() for file in needed):
+            return root
+    archives = [file for file in (path, *inside) if file.suffix in ARCHIVES]
+    way_out = (
+        f"unpack its archives first: {'; '.join(f'tar -xf {file} -C {file.parent}' for file in archives)}"
+        if archives
+        else "give the folder that its archives were unpacked to"
+    )
+    missing = [file for file in needed if not (path / file).exists()]
+    raise UserError(f"data.dataset={name}:{argument} has no {', '.join(missing)}; {way_out}")
+
+
+def read_list(file: Path) -> Iterator[list[str]]:
+    """The words of each line; empty lines and comments left out."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.dataset: cannot read {file} ({error}); unpack the archive again") from error
+    return (line.split() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def read_matrix(file: Path, key: str) -> list[int]:
+    """One row of numbers out of a MATLAB file."""
+    from scipy.io import loadmat
+
+    try:
+        return [int(value) for value in loadmat(file)[key].flatten()]
+    except Exception as error:  # SciPy raises several kinds for a damaged file
+        raise UserError(f"data.dataset: cannot read {key} from {file} ({error}); download it again") from error
+
+
+PAPER_SETS = {"pets": pets, "flowers": flowers, "aircraft": aircraft, "dtd": dtd}

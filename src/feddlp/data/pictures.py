@@ -1,0 +1,155 @@
+"""Image files as people have them: read properly, or refused with a reason.
+
+The content decides, not the name: a PNG called photo.jpg is read, a web page called photo.jpg is refused. Alpha is
+dropped, as CLIP's own preprocessing does; of several frames the first counts; 16 bits are scaled to 8.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Image.init()
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # Pillow knows their names but has no decoder
+PROGRAMS = {"EPS"}  # opened by running another program
+FORMATS = tuple(sorted(Image.OPEN.keys() - STUBS - PROGRAMS))
+READABLE = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
+FOREIGN = frozenset(
+    (".heic", ".heif", ".jxl", ".svg", ".eps", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+)
+"""Pictures all the same, so that they are not passed over in silence."""
+RECOGNISED = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")  # by their first bytes alone
+
+BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the image; fetch it with: git lfs pull",
+    b"<!doctype html": "a web page, not an image",
+    b"<html": "a web page, not an image",
+    b"<svg": "a drawing (SVG), not pixels; convert it to PNG",
+    b"%!ps": "PostScript, not pixels; convert it to PNG",
+}
+LONGEST_RATIO = 200  # the checkpoint scales the shorter side up to its size, and the longer one with it
+
+
+class BadImage(Exception):  # noqa: N818 - it is a finding about a file
+    """An image that cannot be read; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def identity(self) -> str:
+        """Place, size, time of the last change, and whether it may be read."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            return f"{self.path} {error.strerror}"
+        return f"{self.path} {status.st_size} {status.st_mtime_ns} {os.access(self.path, os.R_OK)}"
+
+    def open(self) -> Image.Image:
+        try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise BadImage("not a regular file")  # opening a pipe would wait for ever
+            with self.path.open("rb") as file:
+                return read_rgb(file)
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from error
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """An image that lies in memory."""
+
+    name: str
+    content: bytes
+
+    def identity(self) -> str:
+        return self.name
+
+    def open(self) -> Image.Image:
+        return read_rgb(BytesIO(self.content))
+
+
+def read_rgb(file: BinaryIO) -> Image.Image:
+    """The image in an open file, upright and in 8-bit RGB.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    beginning = file.read(64)
+    file.seek(0)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(*image.size)
+            image.load()
+            return eight_bit(upright(image)).convert("RGB")
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(not_an_image(beginning)) from error
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for a damaged file
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def not_an_image(beginning: bytes) -> str:
+    """What a file is that no decoder knows, from its first bytes."""
+    if not beginning:
+        return "the file is empty"
+    if not any(beginning):
+        return "it begins with zeros, as files do whose copy broke off"
+    if beginning[4:8] == b"ftyp":
+        return "HEIC or a film; convert it to JPEG"
+    start = beginning.lstrip().lower()
+    return next((text for bytes_, text in BEGINNINGS.items() if start.startswith(bytes_)), "no image format fits it")
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a strip; Pillow itself refuses what is huge (decompression bombs)."""
+    if max(width, height) > LONGEST_RATIO * min(width, height):
+        raise BadImage(f"{width} x {height} pixels; one side is more than {LONGEST_RATIO} times the other")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; where these are damaged, as it lies."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are already read, and well
+        return image
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """The same picture in a mode that converts to RGB without loss: 16 bits are scaled, where Pillow would clip."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 0xFFFF:
+            raise BadImage("32-bit pixels have no fixed range")
+        return Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no fixed range")
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
+def is_picture(path: Path) -> bool:
+    """By its name, or else by its first bytes; one by its name may still turn out to be unreadable."""
+    if path.suffix.lower() in READABLE | FOREIGN:
+        return True
+    try:
+        if path.is_file():  # a pipe would wait for ever
+            Image.open(path, formats=RECOGNISED).close()
+            return True
+    except Exception:
+        return False
+    return False

@@ -1,0 +1,106 @@
+"""Pictures to pixels at the size that the checkpoint reads, on all cores.
+
+Threads do: Pillow lets go of the interpreter while it decodes and resizes. Rows stand in the order of the pictures,
+without gaps where pictures could not be read; what is done so far is known after every chunk, so that it can be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from feddlp.data.pictures import BadImage
+from feddlp.data.source import Picture
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+Resize = Callable[[Sequence[Image.Image]], Tensor]
+"""RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
+
+Progress = Callable[[int, int], None]
+CHUNK = 256
+MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How far a preparation has come."""
+
+    done: int = 0  # pictures looked at
+    bad: tuple[tuple[int, str], ...] = ()  # which of them could not be read, and why
+
+    @property
+    def rows(self) -> int:
+        """Pictures that were read."""
+        return self.done - len(self.bad)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """All pictures that could be read."""
+
+    images: Tensor  # [N', 3, H, W] uint8
+    bad: tuple[tuple[int, str], ...]
+    hash: Hash  # of the images
+
+
+Prepare = Callable[[Sequence[Picture], Resize, Progress], Pixels]
+
+
+def in_memory(pictures: Sequence[Picture], resize: Resize, progress: Progress) -> Pixels:
+    """Everything anew, kept nowhere."""
+    images = torch.empty(len(pictures), *row_shape(resize), dtype=torch.uint8)
+    filled = Filled()
+    for filled in fill(images, pictures, resize, Filled()):
+        progress(filled.done, len(pictures))
+    return Pixels(images[: filled.rows], filled.bad, pixel_hash(images[: filled.rows]))
+
+
+def row_shape(resize: Resize) -> tuple[int, ...]:
+    """The size that the checkpoint reads, as (3, H, W)."""
+    return tuple(resize([Image.new("RGB", (64, 64))]).shape[1:])
+
+
+def pixel_hash(images: Tensor) -> Hash:
+    return hashlib.sha256(images.flatten().numpy().data)
+
+
+def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Filled) -> Iterator[Filled]:
+    """Write the rows of the pictures that are still to be done, and tell after each chunk. images [N, 3, H, W]"""
+    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+    try:
+        while filled.done < len(pictures):
+            outcomes = open_all(pool, pictures[filled.done : filled.done + CHUNK], resize)
+            if good := [outcome for outcome in outcomes if isinstance(outcome, Tensor)]:
+                images[filled.rows : filled.rows + len(good)] = torch.stack(good)
+            bad = [(filled.done + i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str)]
+            filled = Filled(filled.done + len(outcomes), (*filled.bad, *bad))
+            yield filled
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], resize: Resize) -> list[Tensor | str]:
+    """Pictures side by side: rows [3, H, W], or reasons."""
+    with warnings.catch_warnings():  # here and not in the threads, for the filters belong to all of them
+        warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
+        return list(pool.map(partial(to_row, resize), pictures))
+
+
+def to_row(resize: Resize, picture: Picture) -> Tensor | str:
+    """One picture at model size, [3, H, W] uint8, or the reason why not."""
+    try:
+        return resize([picture.open()])[0]
+    except BadImage as error:
+        return str(error)

@@ -1,0 +1,68 @@
+"""The commands about data sets: `feddlp datasets` and `feddlp data check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feddlp.options import Debug
+
+data = typer.Typer(help="Look at image collections.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the commands."""
+    app.command()(datasets)
+    app.add_typer(data, name="data")
+
+
+@data.callback()
+def options() -> None:
+    """Look at image collections."""
+
+
+@data.command()
+def check(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in data.dataset, or a folder or CSV file.")],
+    debug: Debug = False,
+) -> None:
+    """Open every image and say what is there; the exit code is 1 where some cannot be read.
+
+    \b
+    feddlp data check photos
+    feddlp data check pets:downloads/pets
+    """
+    from rich.console import Console
+
+    from feddlp.data.check import describe, examine
+    from feddlp.data.datasets import find
+    from feddlp.progress import make_reporter
+
+    collection = find(named(source))
+    with make_reporter(Console(stderr=True)) as reporter:
+        findings = examine(collection, lambda done, total: reporter.preparing("images", done, total))
+    for line in describe(findings):
+        print(line.encode(errors="backslashreplace").decode())
+    raise typer.Exit(1 if findings.unreadable else 0)
+
+
+def named(source: str) -> str:
+    """A bare path as the source that it must be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return f"folder:{source}"
+    return f"csv:{source}" if path.is_file() and path.suffix.lower() == ".csv" else source
+
+
+def datasets(debug: Debug = False) -> None:
+    """List the data sets, one line each.
+
+    \b
+    feddlp datasets
+    """
+    from feddlp.data.datasets import descriptions
+    from feddlp.printing import print_list
+
+    print_list(descriptions())

@@ -1,0 +1,60 @@
+"""What a collection holds is found by opening it."""
+
+from __future__ import annotations
+
+import pytest
+from pictures_factory import KINDS, make_photos, noise, save
+
+from feddlp.data.check import describe, examine
+from feddlp.data.datasets import find
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two times two images, alike in each class."""
+    return make_photos(tmp_path / "photos")
+
+
+def lines(source: str) -> list[str]:
+    return list(describe(examine(find(source), lambda done, total: None)))
+
+
+def test_counts_and_sizes_are_those_of_the_images(photos):
+    save(photos / "cat" / "c.png", noise((100, 50)))
+    found = lines(f"folder:{photos}")
+    assert found[:3] == ["photos: 5 images, 2 classes", "images of a class: 2 to 3, median 2", "fewest: dog 2, cat 3"]
+    assert found[3:5] == ["width: 24 to 100, median 24 pixels", "height: 16 to 50, median 16 pixels"]
+    assert found[-1] == "unreadable: 0"
+
+
+def test_the_same_pixels_are_found_under_any_name_and_format(photos):
+    save(photos / "cat" / "c.png", noise())
+    save(photos / "dog" / "d.tiff", noise())
+    found = lines(f"folder:{photos}")
+    assert "duplicates: 3 images repeat another, 1 times across classes" in found
+    assert f"  {photos}/cat/c.png = {photos}/dog/d.tiff" in found
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated jpeg", "bomb", "pipe", "link to itself", "phone heic", "name with a newline"]
+)
+def test_all_that_cannot_be_read_is_listed_with_its_reason(photos, kind):
+    path = photos / "cat" / "more" / KINDS[kind].name
+    path.parent.mkdir()
+    KINDS[kind].make(path)
+    findings = examine(find(f"folder:{photos}"), lambda done, total: None)
+    assert [file.name for file in findings.unreadable] == ([str(path)] * bool(KINDS[kind].reason))
+
+
+def test_ignored_files_clients_and_splits_are_said(photos, tmp_path):
+    (photos / "cat" / "notes.txt").write_text("hello")
+    assert "not images: 1 files are ignored" in lines(f"folder:{photos}")
+    rows = ["path,label,client,split", "cat/a.png,x,ann,train", "cat/b.png,y,ann,test", "dog/a.png,x,bob,train"]
+    (photos / "table.csv").write_text("\n".join(rows))
+    found = lines(f"csv:{photos / 'table.csv'}")
+    assert "clients: 2, images of a client: 1 to 2, median 2" in found
+    assert "official splits: train 2, test 1" in found
+
+
+def test_images_that_are_made_on_the_spot_are_counted(photos):
+    assert lines("digits")[0] == "digits: 1,797 images, 10 classes"
