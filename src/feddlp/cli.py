@@ -1,4 +1,4 @@
-"""The command line: `feddlp run | resume | sweep | reproduce | report | show | methods | datasets | bench`.
+"""The command line: `feddlp run | resume | sweep | reproduce | report | show | export | predict | evaluate | ...`.
 
 The user's mistakes end in one line and exit code 2, anything else that fails in one line and exit code 1; a traceback
 only with --debug. Ctrl-C (or SIGTERM) stops cleanly, says how to go on, and exits with 130.
@@ -15,8 +15,8 @@ import typer
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
-from feddlp.commands import records, training
-from feddlp.commands.common import RunsFailed, StoppedByUser
+from feddlp.commands import models, records, training
+from feddlp.commands.common import SomeFailed, StoppedByUser
 from feddlp.errors import UserError
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 COMMANDS = (
     training.run, training.resume, training.sweep, training.reproduce,
     records.report, records.show, records.methods, records.datasets, records.bench,
+    models.export, models.predict, models.evaluate,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -80,7 +81,7 @@ def describe(error: Exception) -> tuple[str, int]:
     """An exception as one line and its exit code."""
     if isinstance(error, UserError):
         return f"error: {error}", 2
-    if isinstance(error, RunsFailed):
+    if isinstance(error, SomeFailed):
         return f"error: {error}", 1
     if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
         return f"error: {error.format_message()} See: feddlp --help", 2

@@ -84,6 +84,7 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     labels = dataset.labels.to(backbone.device)
     counts = {
         "class_names": list(source.class_names),
+        "template": template,
         "clients": class_counts(splits, np.asarray(source.labels), len(source.class_names)),
         "newcomers": late,
     }

@@ -23,8 +23,8 @@ class StoppedByUser(Exception):  # noqa: N818 - it is no error
     """The run was interrupted by its user."""
 
 
-class RunsFailed(Exception):  # noqa: N818 - the sweep itself did not fail
-    """A sweep came to its end, and some of its runs did not."""
+class SomeFailed(Exception):  # noqa: N818 - the command itself did not fail
+    """A command came to its end, and some of what it worked on did not: runs of a sweep, images."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def complain(failed: dict[str, str], again: str) -> None:
     """End with an error where runs failed, after all that could be shown was shown."""
     if failed:
         path, reason = next(iter(failed.items()))
-        raise RunsFailed(f"{len(failed)} failed, the first one {path} ({reason}); to try again: {again}")
+        raise SomeFailed(f"{len(failed)} failed, the first one {path} ({reason}); to try again: {again}")
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
