@@ -131,9 +131,9 @@ newcomers = 1
 partition = "few_shot_iid"
 shots = 3
 [training]
-rounds = 1
-batch_size = 4
-"""
+rounds = 2
+batch_size = 8
+"""  # in the first of two rounds the copies of feddat and combined are still without effect
 
 
 @pytest.fixture(scope="session")

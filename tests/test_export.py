@@ -126,11 +126,11 @@ def test_the_card_says_what_it_is(played, tmp_path):
     run = played("image")
     run.export(CLIENT, tmp_path / "out", "flora")
     card = (tmp_path / "out" / "README.md").read_text()
-    last = [row for row in run.folder.clients.read_text().splitlines() if row.startswith(f"flora,0,1,{CLIENT},")]
+    last = [row for row in run.folder.clients.read_text().splitlines() if row.startswith(f"flora,0,2,{CLIENT},")]
     tests, accuracy = last[0].split(",")[6], float(last[0].split(",")[9])
     for part in (
         f"{accuracy:.2f} % of the client's own {tests} test images",
-        "after round 1 of 1",
+        "after round 2 of 2",
         "Apache-2.0",
         "digits",
     ):

@@ -51,7 +51,7 @@ def test_every_method_predicts_as_it_was_scored(played, tower):
     images = materials.datasets.load(materials.datasets.find("digits"), prepared.backbone.resize).images
     (rows,) = test.indices
     with run.folder.clients.open() as file:
-        records = {row["method"]: row for row in csv.DictReader(file) if row["client"] == str(CLIENT)}
+        records = {row["method"]: row for row in csv.DictReader(file) if row["client"] == str(CLIENT)}  # the last round
     for method in run.config.methods:
         found = run.client(CLIENT, method).logits(images[rows]).argmax(-1)
         assert int((found == test.labels[rows]).sum()) == int(records[method]["test_correct"]), method
