@@ -22,6 +22,7 @@ import torch
 from feddlp.bench.synthetic import clip_config, random_backbone, random_data, random_pool, random_prompts
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import TrainingConfig
+from feddlp.costs import trainable_parameters
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.hyperparameters import build_method
 from feddlp.memory import peak_mib, reset_peak
@@ -47,9 +48,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     results = [played.play_round()[0] for _ in range(1 + options.rounds)]
     return {
         "method": name,
-        "trained": sum(
-            value[0].numel() for part in played.cohort.theta for value in played.cohort.learning(part).values()
-        ),
+        "trained": sum(trainable_parameters(played.lanes[0].method, played.backbone.sites).values()),
         "seconds": statistics.median(result.seconds for result in results[1:]),
         "peak_mib": peak_mib(),
         "sent_mib": (results[-1].bytes_up[0] + results[-1].bytes_down[0]).item() / 2**20,

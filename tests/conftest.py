@@ -111,7 +111,7 @@ def make_federation(
         backbone = (exact_backbones if exact else backbones)[tower]
         parts = ((SIZES, 0), ((2, 0, 1), 100), ((4, 2, 3), 200))
         data = FederatedData((0, 1, 2), *(client_data(tower, sizes, offset, exact) for sizes, offset in parts))
-        config = TrainingConfig(**{"rounds": 3, "batch_size": 4, **training})
+        config = TrainingConfig(**{"rounds": 3, "batch_size": 4, "wave": 100, **training})
         return Federation(lanes, backbone, exact_prompts if exact else prompts, data, config)
 
     return make

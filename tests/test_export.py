@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from conftest import TOWERS
+from feddlp import api
+from feddlp.config import load_config
 from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
 from feddlp.export import export, new_folder
 from feddlp.inference import load_predictor
 from feddlp.manifest import Manifest
 from feddlp.model.backbone import EMBEDDED, Backbone
+from feddlp.progress import PlainReporter
 from feddlp.trained import low_rank, read_client
 
 LOCAL = [(name, "local") for name in ("feddlp", "pruned", "gone", "flora", "local", "feddat", "combined", "ffa")]
@@ -163,19 +167,48 @@ def test_a_newcomer_has_left_no_model(played):
         run.client(late)
 
 
-def test_a_damaged_checkpoint_is_named(played, tmp_path):
+@pytest.mark.parametrize("part", ["of the server", "of a client"])
+def test_a_damaged_checkpoint_is_named(played, tmp_path, part):
     run = played("image")
-    file = (
-        run.path / "checkpoint" / "local" / json.loads((run.path / "checkpoint/local/state.json").read_text())["file"]
-    )
+    folder = run.path / "checkpoint" / "flora"
+    about = json.loads((folder / "state.json").read_text())
+    block = next(entry["file"] for entry in about["clients"] if run.clients.index(CLIENT) in entry["rows"])
+    file = folder / (about["file"] if part == "of the server" else block)
     whole = file.read_bytes()
-    file.write_bytes(whole[:-8] + bytes(8))
+    file.write_bytes(whole[:-8] + bytes(255 - byte for byte in whole[-8:]))
     try:
-        with pytest.raises(UserError, match="is damaged"):
-            run.export(CLIENT, tmp_path / "out", "local")
+        with pytest.raises(UserError, match=f"{file.name} is damaged"):
+            run.export(CLIENT, tmp_path / "out", "flora")
     finally:
         file.write_bytes(whole)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_never_took_part_has_the_servers_adapter_alone(tmp_path):
+    words = [
+        "methods=feddlp,ffa,local",
+        "method.ffa={variant_of='flora',factors_trained='B'}",
+        "data.clients=3",
+        "data.partition=few_shot_iid",
+        "data.shots=1",
+        "training.rounds=1",
+        "training.participation=0.3",
+        f"runs_dir={tmp_path}",
+    ]
+    run = api.run(load_config(None, words), PlainReporter(Console(quiet=True)))
+    state = json.loads((run.path / "checkpoint/feddlp/state.json").read_text())
+    ((present,),) = (entry["rows"] for entry in state["clients"])
+    absent = (present + 1) % 3
+    ours, theirs = (low_rank(read_client(run.folder, "feddlp", client, "global")) for client in (absent, present))
+    assert all(torch.equal(a, b) for site in theirs for a, b in zip(ours[site], theirs[site], strict=True))
+    for method, which, part in (
+        ("feddlp", "local", "never took part in a round of feddlp; choose another, or add --adapter global"),
+        ("local", "local", "never took part in a round of local; choose another$"),
+        ("ffa", "global", "not all of ffa travels"),
+    ):
+        with pytest.raises(UserError, match=part):
+            read_client(run.folder, method, absent, which)
+    assert low_rank(read_client(run.folder, "ffa", present, "global"))
 
 
 def test_a_folder_appears_whole_or_not_at_all(played, tmp_path, monkeypatch):

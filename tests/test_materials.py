@@ -94,8 +94,8 @@ def test_newcomers_never_take_part(backbones):
     federation = Federation(
         [Lane(0, config.build_methods()["flora"])], found.backbone, found.prompts, found.data, config.training
     )
-    assert not {slot.client for slot in federation.cohort.slots} & set(found.newcomers.ids)
-    assert not everything(federation.everyone) & everything(found.newcomers)
+    assert not set(federation.data.ids) & set(found.newcomers.ids)
+    assert not everything(federation.data) & everything(found.newcomers)
 
 
 @pytest.mark.parametrize("newcomers", [4, 5])

@@ -42,24 +42,31 @@ def home(tmp_path_factory):
     return folder
 
 
+# fmt: off
 SHORT = {  # what takes minutes or hours as it stands
     ("run",): ["training.rounds=1", "methods=zero_shot,flora"],
+    ("bench", "model=tiny-clip"): ["seconds=1"],
+    (
+        "run", "data.dataset=glyphs:20000", "data.clients=1000", "data.partition=iid", "training.participation=0.01",
+        "name=many",
+    ): ["training.rounds=1", "methods=feddlp"],
     ("reproduce", "table7", "--seeds", "0"): ["training.rounds=1", "data.clients=2", "data.partition=iid"],
 }
+# fmt: on
 
 
 def test_every_feddlp_command_works_as_written(home):
     """What takes long is shortened, sweeps are only read; the rest is typed as it stands."""
     commands = [words[1:] for words in COMMANDS if words[0] == "feddlp"]
-    names = [words[0] for words in commands]
-    assert names == ["run", "run", "show", "resume", "report", "run", "methods", "datasets", "sweep", "reproduce"]
+    names, rest = [words[0] for words in commands], ["bench", "run", "methods", "datasets", "sweep", "reproduce"]
+    assert names == ["run", "run", "show", "resume", "report", "run", *rest]
     for words in commands:
         if words[0] == "sweep":
             assert load_sweep(ROOT / words[1]).methods
             continue
         done = feddlp([*words, *SHORT.get(tuple(words), [])], home)
         assert done.returncode == 0, (words, done.stderr)
-    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine", "reproduce"}
+    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine", "many", "reproduce"}
 
 
 def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from feddlp import records
 from feddlp.errors import UserError
-from feddlp.records import CLIENT_COLUMNS, RunFolder, write_atomically
+from feddlp.files import write_atomically
+from feddlp.records import CLIENT_COLUMNS, RunFolder
 
 
 @pytest.fixture

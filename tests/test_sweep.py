@@ -30,7 +30,7 @@ QUICK = {
 }
 
 
-CLOCKS = ("seconds", "peak_mib", "lanes")
+CLOCKS = ("seconds", "peak_mib", "lanes", "wave")
 
 
 class Silent:

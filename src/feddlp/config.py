@@ -8,6 +8,7 @@ left open comes from a preset (`hyperparameters`).
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -69,8 +70,18 @@ def absolute_checkpoint(value: str) -> str:
     return str(folder.absolute()) if value not in EMBEDDED and folder.is_dir() else value
 
 
-PLACES = ("name", "runs_dir", "preset", "data.dataset", "model.checkpoint", "model.device", "training.rounds")
-"""Keys that may change without changing the results of a round."""
+def gibibytes(value: Any) -> Any:
+    """8, "8GiB", "512 MiB" -> GiB; anything else is left to the check."""
+    if isinstance(value, str) and (found := re.fullmatch(r"([0-9.]+) *(GiB|MiB)", value.strip())):
+        return float(found[1]) / (1 if found[2] == "GiB" else 1024)
+    return value
+
+
+PLACES = (
+    *("name", "runs_dir", "preset", "data.dataset", "model.checkpoint", "model.device", "training.rounds"),
+    *("training.memory_limit", "training.wave", "training.client_store"),
+)
+"""Keys that may change without changing the results of a round (but for rounding)."""
 
 
 class Section(BaseModel):
@@ -129,6 +140,13 @@ class TrainingConfig(Section):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
     report_rate: float = Field(1.0, ge=0, le=1, description="probability that a client's update reaches the server")
     newcomer_epochs: int = Field(1, ge=1, description="epochs of local training of clients that join at the end")
+    memory_limit: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(gibibytes)] = Field(
+        "auto", description="memory that the run may take, in GiB or as 512MiB; auto = half of what is free"
+    )
+    wave: int = Field(0, ge=0, description="clients that train side by side; 0 = as many as memory_limit allows")
+    client_store: Literal["auto", "memory", "disk"] = Field(
+        "auto", description="where clients wait for their next round; auto = in memory while that is small"
+    )
     diagnostics: bool = Field(True, description="also score other ways to predict, on the test set, every round")
 
 

@@ -46,23 +46,37 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
     reset_peak()
     config = entries[0].config
     lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
-    federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training)
-    found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
-    if found:
-        federation.load_state_dict(found[0][0], [state for _, state in found])
+    folders = [entry.folder.checkpoint(name) for entry in entries]
+    federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training, folders)
+    restore(federation, entries, name)
     reporter.method_started(name, federation.rounds, federation.steps(), federation.round)
     if federation.round < federation.rounds:
+        reporter.note(f"{name}: {federation.plan.describe(federation.side_by_side)}")
         for folder, _ in entries:
             folder.forget_newcomers(name)
+    for lane, start in enumerate(federation.score_start()):
+        entries[lane].folder.record_clients(client_rows(name, lane, federation, start))
     while federation.round < federation.rounds:
         results = federation.play_round(reporter.stepped)
         rows = [round_row(name, lane, federation, result) for lane, result in enumerate(results)]
         for lane, (folder, _) in enumerate(entries):
             clients = client_rows(name, lane, federation, results[lane])
             folder.record_round(rows[lane], clients, rank_row(name, lane, federation, results[lane]))
-            folder.save_checkpoint(name, federation.round, federation.state_dict(lane))
+            blocks = federation.stores[lane].flush()
+            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), blocks, federation.wave)
         reporter.round_finished(rows[0])
     welcome(entries, name, federation, materials)
+
+
+def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None:
+    """Go on from the last checkpoints of all entries, where there are any."""
+    found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
+    if found:
+        federation.load_state_dict(found[0][0], [state for _, state in found])
+    for entry, store in zip(entries, federation.stores, strict=True):
+        if state := entry.folder.checkpoint_state(name):
+            store.load(state["clients"])
+            federation.wave = federation.wave or state["wave"]
 
 
 def welcome(entries: Sequence[Entry], name: str, federation: Federation, materials: Materials) -> None:

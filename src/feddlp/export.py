@@ -30,11 +30,12 @@ from torch import Tensor
 from feddlp.card import model_card
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
+from feddlp.files import sync_folder
 from feddlp.inference import load_base
 from feddlp.manifest import FILE, Manifest
 from feddlp.model.adapters import Dense, sites_of
 from feddlp.model.backbone import locate, trained_dtype
-from feddlp.records import RunFolder, sync_folder
+from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Factors, classes_of, differences, is_low_rank, low_rank
 
 CARD = "README.md"

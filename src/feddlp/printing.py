@@ -15,8 +15,9 @@ from feddlp.bench import text as bench_text
 from feddlp.errors import UserError
 from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.export import Exported
+from feddlp.files import write_atomically
 from feddlp.inference import ClassScore, Prediction
-from feddlp.records import RunFolder, write_atomically
+from feddlp.records import RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables

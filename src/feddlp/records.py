@@ -8,17 +8,20 @@
         clients.csv       one row a method, round and client
         ranks.jsonl       one line a method with gates and round: active ranks of every client and layer
         newcomers.jsonl   one line a method, where clients join at the end
-        checkpoint/<method>/state.json + round-NNNN.safetensors
+        checkpoint/<method>/state.json + round-NNNN.safetensors (server) + round-NNNN-W.safetensors (clients of a wave)
 
-A checkpoint is committed by the atomic replacement of state.json, which names the tensor file with its checksum and
-how long the two records were at that moment. Whatever was written after it, by a process that then died, is cut off
-when the run is resumed; so a run killed at any point ends as an undisturbed one.
+Of clients.csv and ranks.jsonl a round adds the clients that took part; what stands there last of a client, holds.
+Where some sit out, the rows of round 0 say how everybody began.
+
+A checkpoint is committed by the atomic replacement of state.json. It names the server's file and the files of all
+clients that have taken part, each with its checksum, and how long the records were at that moment. Whatever was
+written after it, by a process that then died, is cut off or removed when the run goes on; so a run killed at any point
+ends as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -37,43 +40,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from feddlp.errors import UserError
+from feddlp.files import append, checksum, make_folder, write_atomically
 
-FORMAT = 2
+FORMAT = 3
+STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
     "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
     "participated", "reported", "bytes_down", "bytes_up",
 )  # fmt: skip
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, then replace: readers see the old file or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that a new file is still there after a power cut."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def append(path: Path, text: str) -> None:
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        sync_folder(path.parent)
 
 
 def environment() -> dict[str, Any]:
@@ -121,7 +96,7 @@ class RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(next(path for path in candidates(parent, name) if make_folder(path)))
+            folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
             write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
@@ -154,15 +129,19 @@ class RunFolder:
         ranks: Mapping[str, Any] | None = None,
     ) -> None:
         """Append one method's round, its clients, and its active ranks where it has gates."""
+        self.record_clients(clients)
+        if ranks:
+            append(self.ranks, json.dumps(ranks) + "\n")
+        append(self.rounds, json.dumps(row) + "\n")
+
+    def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
+        """Append to the table of clients."""
         table = io.StringIO()
         writer = csv.DictWriter(table, CLIENT_COLUMNS, lineterminator="\n")
         if not self.clients.exists():
             writer.writeheader()
         writer.writerows(clients)
         append(self.clients, table.getvalue())
-        if ranks:
-            append(self.ranks, json.dumps(ranks) + "\n")
-        append(self.rounds, json.dumps(row) + "\n")
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The complete lines of rounds.jsonl, in order."""
@@ -197,32 +176,45 @@ class RunFolder:
         """Who holds what; None where the run died before it was written."""
         return read_json(self.path / "partition.json")
 
-    def save_checkpoint(self, method: str, round: int, tensors: Mapping[str, Tensor]) -> None:
-        """Commit one method's state after a round, with the length of the records at that moment."""
-        folder = self.path / "checkpoint" / method
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            sync_folder(folder.parent)
-            sync_folder(self.path)
+    def checkpoint(self, method: str) -> Path:
+        """Where a method's state is kept."""
+        return self.path / "checkpoint" / method
+
+    def save_checkpoint(
+        self,
+        method: str,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        clients: Sequence[Mapping[str, Any]] = (),
+        wave: int = 0,
+    ) -> None:
+        """Commit one method's state after a round, with the length of the records at that moment.
+
+        Args:
+            tensors: of the server.
+            clients: the client files that belong to it, written before: "file", "sha256", and what else is of use.
+            wave: clients side by side.
+        """
+        folder = self.checkpoint(method)
+        make_folder(folder)
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-        file = folder / f"round-{round:04d}.safetensors"
-        write_atomically(file, content)
+        file = f"round-{round:04d}.safetensors"
+        write_atomically(folder / file, content)
         lengths = {path.name: path.stat().st_size for path in self.growing if path.exists()}
-        checksum = hashlib.sha256(content).hexdigest()
-        state = {"format": FORMAT, "round": round, "file": file.name, "sha256": checksum, "records": lengths}
-        write_atomically(folder / "state.json", json.dumps(state, indent=1).encode())
-        for old in folder.glob("round-*.safetensors"):
-            if old != file:
-                old.unlink()
+        state = {"format": FORMAT, "round": round, "wave": wave, "file": file, "sha256": checksum(content)}
+        state |= {"records": lengths, "clients": list(clients)}
+        write_atomically(folder / "state.json", json.dumps(state).encode())
+        for name in tensor_files(folder) - {file, *(entry["file"] for entry in clients)}:
+            (folder / name).unlink()
 
     def checkpoint_state(self, method: str) -> dict[str, Any] | None:
         """What the last checkpoint of a method says of itself; None where there is none."""
-        file = self.path / "checkpoint" / method / "state.json"
+        file = self.checkpoint(method) / "state.json"
         if not file.exists():
             return None
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            complete = {"format", "round", "file", "sha256", "records"} <= state.keys()
+            complete = state.keys() >= STATE_KEYS
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             complete = False
         if not complete or state["format"] != FORMAT:
@@ -230,17 +222,17 @@ class RunFolder:
         return dict(state)
 
     def load_checkpoint(self, method: str) -> tuple[int, dict[str, Tensor]] | None:
-        """The round and tensors of a method's last checkpoint, checked against its checksum.
+        """The round and server tensors of a method's last checkpoint, checked against its checksum.
 
         Raises:
             UserError: a file is missing or damaged; it is named.
         """
         if (state := self.checkpoint_state(method)) is None:
             return None
-        file = self.path / "checkpoint" / method / state["file"]
+        file = self.checkpoint(method) / state["file"]
         try:
             content = file.read_bytes()
-            if hashlib.sha256(content).hexdigest() != state["sha256"]:
+            if checksum(content) != state["sha256"]:
                 raise UserError(f"{file} is damaged (its checksum differs); restore it from a backup or run again")
             return state["round"], load(content)
         except (OSError, safetensors.SafetensorError) as error:
@@ -271,6 +263,10 @@ class RunFolder:
         return read_json(self.path / "environment.json") or {}
 
 
+def tensor_files(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.name.endswith(".safetensors")}
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """One JSON object; None where there is no such file."""
     try:
@@ -298,7 +294,7 @@ def candidates(parent: Path, name: str) -> Iterator[Path]:
         number += 1
 
 
-def make_folder(path: Path) -> bool:
+def is_new_folder(path: Path) -> bool:
     """True where this call made it."""
     try:
         path.mkdir()

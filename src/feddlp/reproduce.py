@@ -13,14 +13,15 @@ from feddlp.config import Table, absolute_checkpoint, apply_override
 from feddlp.data.datasets import PAPER_TEMPLATES
 from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter
+from feddlp.files import write_atomically
 from feddlp.model.backbone import EMBEDDED, load_clip_config
-from feddlp.records import RunFolder, write_atomically
+from feddlp.records import RunFolder
+from feddlp.report.latest import Row
 from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
 from feddlp.report.paper_numbers import Key, Results
 from feddlp.report.paper_protocol import deviations
-from feddlp.report.series import Row
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
 

@@ -28,9 +28,10 @@ from feddlp import materials as preparation
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, missing_newcomers, missing_rounds, open_folder, play
+from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
-from feddlp.records import RunFolder, write_atomically
+from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from feddlp.config import Config, load_config
 from feddlp.data.batches import Batch
 from feddlp.errors import UserError, nearest
+from feddlp.federation.clients import ClientStore, gather
 from feddlp.materials import who_joins_late
 from feddlp.methods.base import Forward, Method
 from feddlp.model.adapters import LoRA, Theta, View, sites_of
@@ -128,19 +129,23 @@ def place_of(config: Config, client: int) -> int:
 def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, Theta], dict[str, Theta]]:
     """The round of a method's last checkpoint, one client's adapters [1, ...], and what the server holds.
 
+    A client that never took part in a round has none yet.
+
     Raises:
         UserError: no checkpoint yet, or a damaged one.
     """
-    if (found := folder.load_checkpoint(method)) is None:
+    found, about = folder.load_checkpoint(method), folder.checkpoint_state(method)
+    if found is None or about is None:
         raise UserError(f"{folder.path} has no finished round of {method} yet; go on with: feddlp resume {folder.path}")
+    store = ClientStore(folder.checkpoint(method), on_disk=True)  # reads the client's block alone
+    store.load(about["clients"])
+    state = gather(store.parts({place: 0})) if place in store.where else {}
     own: dict[str, Theta] = {}
+    for name, kind, leaf in (key.split("/") for key in state if "/theta/" in key):
+        own.setdefault(name, {})[leaf] = state[f"{name}/{kind}/{leaf}"]
     server: dict[str, Theta] = {}
-    for key, value in found[1].items():
-        match key.split("/"):
-            case ["cohort", name, "theta", leaf]:
-                own.setdefault(name, {})[leaf] = value[place : place + 1].clone()
-            case ["server", "shared", name, leaf]:
-                server.setdefault(name, {})[leaf] = value
+    for name, leaf in (key.split("/")[2:] for key in found[1] if key.startswith("server/shared/")):
+        server.setdefault(name, {})[leaf] = found[1][f"server/shared/{name}/{leaf}"]
     return found[0], own, server
 
 
@@ -160,19 +165,31 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
     """One client's model out of the last checkpoint.
 
     Raises:
-        UserError: an unknown client, no or a damaged checkpoint, or no shared adapter where `which` asks for it.
+        UserError: a client that is unknown or never took part, no or a damaged checkpoint, or no shared adapter where
+            `which` asks for it.
     """
     config = load_config(folder.config)
     algorithm = config.build_methods()[method]
     round, theta, server = stored(folder, method, place_of(config, client))
     model = ClientModel(method, client, config.seed, round, "local", algorithm, theta, predicted_view(algorithm))
+    absent = algorithm.adapters() and not theta
+    if which == "local" and absent:
+        way_out = ", or add --adapter global" if algorithm.shared else ""
+        raise UserError(f"--client {client} never took part in a round of {method}; choose another{way_out}")
     if which == "local":
         return model
     if not algorithm.shared:
         raise UserError(f"--adapter global: {method} shares nothing; leave --adapter out for the client's own model")
     name = algorithm.shared[0]
-    received = {leaf: value[None] for leaf, value in server[name].items()}  # where a part never travels, the client's
-    return replace(model, which="global", theta={name: theta[name] | received}, view=name)
+    received = {leaf: value[None] for leaf, value in server[name].items()}
+    if absent and isinstance(algorithm.adapters()[name], LoRA) and not has_both_factors(received):
+        raise UserError(f"--client {client} never took part, and not all of {method} travels; choose another client")
+    whole = theta.get(name, {}) | received  # where a part never travels, the client's
+    return replace(model, which="global", theta={name: whole}, view=name)
+
+
+def has_both_factors(theta: Theta) -> bool:
+    return all({f"{site}.A", f"{site}.B"} <= theta.keys() for site in sites_of(theta))
 
 
 class Watcher:

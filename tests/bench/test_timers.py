@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from feddlp.bench.timers import TRAINING, Timers
-from feddlp.federation.aggregation import Server
+from feddlp.federation.aggregation import Server, WeightedMean
 from feddlp.methods.feddlp import FedDLP
 from feddlp.training.cohort import Cohort
 from feddlp.training.optim import AdamW
@@ -18,8 +18,8 @@ PATCHED = [(Cohort, "fit"), (Cohort, "correct"), (AdamW, "step"), (Server, "step
 def current() -> list:
     return [vars(owner)[name] for owner, name in PATCHED] + [
         FedDLP.losses,
-        FedDLP.aggregate,
-        "aggregate" in vars(FedDLP),
+        WeightedMean.add,
+        WeightedMean.result,
     ]
 
 

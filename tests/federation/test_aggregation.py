@@ -7,7 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.federation.aggregation import Server, average_products, weighted_mean
+from feddlp.federation.aggregation import ProductMean, Server, WeightedMean
+
+
+def weighted_mean(theta, weights):
+    return fed(WeightedMean(), theta, weights, [len(weights)])
+
+
+def average_products(theta, weights):
+    return fed(ProductMean(), theta, weights, [len(weights)])
+
+
+def fed(average, theta, weights, sizes):
+    """What an average finds that gets its clients in parts of these sizes."""
+    start = 0
+    for size in sizes:
+        part = slice(start, start := start + size)
+        average.add({name: leaf[part] for name, leaf in theta.items()}, weights[part])
+    return average.result()
+
 
 weights = st.lists(st.integers(1, 500), min_size=1, max_size=6)
 
@@ -121,6 +139,37 @@ def test_a_rank_above_the_layers_width_keeps_its_shape_and_its_product(width_in,
 def test_products_in_float32_come_back_in_float32():
     theta = {name: leaf.float() for name, leaf in lora_of(3, 2, 6, 5).items()}
     assert {leaf.dtype for leaf in average_products(theta, torch.tensor([1, 1, 1])).values()} == {torch.float32}
+
+
+# In waves
+
+parts = st.lists(st.integers(1, 4), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts, st.integers(1, 4), st.integers(2, 6), st.integers(2, 6))
+def test_clients_in_parts_give_the_mean_of_all(sizes, rank, width_in, width_out):
+    theta = lora_of(sum(sizes), rank, width_in, width_out)
+    counts = torch.arange(1, sum(sizes) + 1)
+    whole, part = weighted_mean(theta, counts), fed(WeightedMean(), theta, counts, sizes)
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+    whole, part = (
+        product(average) for average in (average_products(theta, counts), fed(ProductMean(), theta, counts, sizes))
+    )
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-9)
+
+
+def product(theta):
+    return theta["site.B"] @ theta["site.A"]
+
+
+@pytest.mark.parametrize(("width_in", "width_out"), [(4, 7), (7, 4)])
+def test_what_a_mean_of_products_keeps_does_not_grow_with_the_clients(width_in, width_out):
+    average, kept = ProductMean(), []
+    for part in range(6):
+        average.add(lora_of(3, 2, width_in, width_out, seed=part), torch.tensor([1, 2, 3]))
+        kept.append(sum(factor.numel() for factor in average.factors["site"]))
+    assert kept[1:] == [4 * (4 + 7)] * 5
 
 
 # The server and its momentum

@@ -16,6 +16,7 @@ from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
 from feddlp.training.cohort import Cohort, Slot
+from holdings import everyone, whole_state
 
 KEYS = {"clients", "zero_shot", "received", "tuned"}
 LEARNED = {"lr": 0.02}
@@ -42,7 +43,7 @@ def finished(make_federation):
 def cohort_of(federation, data, lane=0):
     lane = federation.lanes[lane]
     slots = [Slot(client, lane.seed, lane.method) for client in data.ids]
-    return Cohort(slots, federation.cohort.backbone, federation.cohort.prompts)
+    return Cohort(slots, federation.backbone, federation.prompts)
 
 
 def scored(correct, data):
@@ -99,10 +100,10 @@ def test_a_newcomer_does_the_same_alone_and_in_company(finished, newcomers):
 
 def test_joining_leaves_the_federation_as_it_was_to_the_bit(finished, newcomers):
     federation = finished(FedDLP(**LEARNED))
-    before = {name: value.clone() for name, value in federation.state_dict(0).items()}
+    before = whole_state(federation)
     first, second = (join(federation, newcomers, 2) for _ in range(2))
     assert first == second
-    assert all(torch.equal(value, before[name]) for name, value in federation.state_dict(0).items())
+    assert all(torch.equal(value, before[name]) for name, value in whole_state(federation).items())
 
 
 def test_lanes_welcome_as_federations_of_their_own(finished, newcomers):
@@ -128,7 +129,6 @@ def test_where_nothing_is_shared_the_others_do_not_matter(finished, newcomers):
     (row,) = join(federation, newcomers, 1)
     assert row["received"] is None
     assert row["tuned"][0] != row["zero_shot"]
-    with torch.no_grad():
-        for leaf in federation.cohort.theta["adapter"].values():
-            leaf.add_(1.0)
+    moved = {name: value + 1 for name, value in everyone(federation).state_dict().items()}
+    federation.stores[0].put("moved", range(3), moved)
     assert join(federation, newcomers, 1) == [row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # Runs the command with one function replaced by one that kills the process, without any clean-up, at its n-th call.
 KILLER = """
 import os, signal, sys
+import feddlp.federation.clients as clients
 import feddlp.records as records
 point, count = sys.argv[1], int(sys.argv[2])
 calls = 0
@@ -39,8 +41,9 @@ def deadly(original, before):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return replacement
-owner, name = (records, point) if hasattr(records, point) else (records.RunFolder, point)
-setattr(owner, name, deadly(getattr(owner, name), before=sys.argv[3] == "before"))
+owners = (records, records.RunFolder, clients.ClientStore, clients.Block)
+owner = next(owner for owner in owners if hasattr(owner, point))
+setattr(owner, point, deadly(getattr(owner, point), before=sys.argv[3] == "before"))
 sys.argv = ["feddlp", *sys.argv[4:]]
 from feddlp.cli import main
 main()
@@ -96,13 +99,17 @@ def rounds(folder: Path):
     return [{key: value for key, value in row.items() if key not in ("seconds", "peak_mib")} for row in rows]
 
 
+def tensors(folder: Path):
+    """Every tensor of every file of a checkpoint."""
+    files = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+    return {(file, name): value for file, content in files.items() for name, value in content.items()}
+
+
 def assert_same_end(found: Path, expected: Path):
     assert rounds(found) == rounds(expected)
     assert (found / "clients.csv").read_text() == (expected / "clients.csv").read_text()
     for method in METHODS:
-        files = [next((folder / "checkpoint" / method).glob("*.safetensors")) for folder in (found, expected)]
-        assert files[0].name == files[1].name
-        states = [load_file(file) for file in files]
+        states = [tensors(folder / "checkpoint" / method) for folder in (found, expected)]
         assert states[0].keys() == states[1].keys()
         assert all(states[0][name].equal(states[1][name]) for name in states[0])
     assert not list(found.rglob("*.tmp"))
@@ -126,6 +133,58 @@ def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, 
     resumed = feddlp("resume", str(tmp_path / "demo"))
     assert resumed.returncode == 0, resumed.stderr
     assert_same_end(tmp_path / "demo", undisturbed)
+
+
+# Two of three clients in a round, one after the other: six blocks in two methods, and the server's file after each two
+WAVES = ("training.participation=0.7", "training.wave=1")
+
+
+@pytest.fixture(scope="module", params=["disk", "memory"])
+def in_waves(request, options, tmp_path_factory):
+    """The options of a run in waves, and its end."""
+    words = (*options, *WAVES, f"training.client_store={request.param}")
+    folder = tmp_path_factory.mktemp(request.param)
+    done = feddlp("run", *words, f"runs_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return words, folder / "demo"
+
+
+@pytest.mark.parametrize(
+    ("point", "count", "when"),
+    [
+        ("record_clients", 1, "after"),  # everybody scored as they begin, nothing else
+        ("put", 3, "after"),  # between the waves of the second round
+        ("put", 4, "after"),  # all waves played, nothing recorded
+        ("write", 3, "after"),  # one client file of the second round written
+        ("write_atomically", 6, "before"),  # all client files written, the server's not
+        ("write_atomically", 7, "before"),  # the server's file written, state.json not
+    ],
+)
+def test_killed_between_waves_and_files_equals_undisturbed(point, count, when, in_waves, tmp_path):
+    words, expected = in_waves
+    command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *words, f"runs_dir={tmp_path}"]
+    killed = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = feddlp("resume", str(tmp_path / "demo"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_end(tmp_path / "demo", expected)
+
+
+def test_a_damaged_client_file_is_named_before_anybody_trains_on_it(in_waves, tmp_path):
+    _, finished = in_waves
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    for file in (folder / "checkpoint" / "flora").glob("round-*-*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        file.write_bytes(content)
+    original = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(original.replace("rounds = 3", "rounds = 4"))
+    refused = feddlp("resume", str(folder))
+    assert refused.returncode == 2
+    assert re.search(r"flora/round-\d+-\d\.safetensors is damaged \(its checksum differs\)", refused.stderr)
+    assert len(refused.stderr.splitlines()) == 1
+    assert rounds(folder)[:3] == rounds(finished)[:3]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

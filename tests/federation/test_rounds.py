@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from feddlp.federation.rows import gates_at_start, sum_active
+from feddlp.federation.rows import sum_active
 from feddlp.methods import registry
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.feddlp import FedDLP
@@ -15,16 +15,13 @@ from feddlp.methods.feddlp_shared import FedDLPShared
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.zero_shot import ZeroShot
 from feddlp.model.gates import active_by_site
+from holdings import everyone, restore, whole_state
 
 FEDDLP = FedDLP(gate_threshold=0.02)
 
 
 def kind(value):
     return type(value).__name__
-
-
-def copy_state(federation):
-    return {name: tensor.clone() for name, tensor in federation.state_dict(0).items()}
 
 
 def equal(first, second):
@@ -37,7 +34,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tower, 
     federations = [make_federation(registry()[name](), tower, seed) for seed in (0, 0, 1)]
     for federation in federations:
         federation.play_round()
-    first, again, other = map(copy_state, federations)
+    first, again, other = map(whole_state, federations)
     assert equal(first, again)
     assert not equal(first, other)
 
@@ -48,9 +45,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(stop, make_federation):
     results = [undisturbed.play_round()[0] for _ in range(3)]
     for _ in range(stop):
         stopped.play_round()
-    resumed.load_state_dict(stop, [copy_state(stopped)])
+    restore(resumed, stop, [whole_state(stopped)])
     later = [resumed.play_round()[0] for _ in range(3 - stop)]
-    assert equal(copy_state(undisturbed), copy_state(resumed))
+    assert equal(whole_state(undisturbed), whole_state(resumed))
     for expected, found in zip(results[stop:], later, strict=True):
         assert expected.round == found.round
         assert torch.equal(expected.losses["local"], found.losses["local"])
@@ -61,7 +58,7 @@ def test_the_server_averages_by_training_samples(make_federation):
     federation = make_federation(FLoRA())
     federation.play_round()
     weights = federation.data.train.sizes().double()
-    for leaf, value in federation.cohort.theta["adapter"].items():
+    for leaf, value in everyone(federation).theta["adapter"].items():
         expected = torch.einsum("k,k...->...", weights / weights.sum(), value.detach().double()).float()
         torch.testing.assert_close(federation.servers[0].shared["adapter"][leaf], expected)
 
@@ -75,8 +72,9 @@ def test_bytes_are_those_of_the_shared_tensors(make_federation):
 
 def test_gates_are_pruned_and_counted(make_federation):
     federation = make_federation(FedDLP(gate_threshold=0.2))
-    counts = [sum_active(federation.play_round()[0].active) for _ in range(3)]
-    assert gates_at_start(federation) == 4 * 25  # 25 linear layers in the embedded image tower
+    results = [federation.play_round()[0] for _ in range(3)]
+    counts = [sum_active(result.active) for result in results]
+    assert sum(results[0].ranks.values()) == 4 * 25  # 25 linear layers in the embedded image tower
     assert (counts[0] > counts[-1]).all()
     assert make_federation(FLoRA()).play_round()[0].active == {}
 
@@ -93,9 +91,9 @@ def test_several_local_epochs_differ_in_order_and_count_as_steps(make_federation
     steps = []
     two.play_round(lambda: steps.append(1))
     assert len(steps) == 6
-    assert two.cohort.optimizers["adapter"].steps.tolist() == [6, 2, 4]
+    assert everyone(two).optimizers["adapter"].steps.tolist() == [6, 2, 4]
     one.play_round()
-    assert one.cohort.optimizers["adapter"].steps.tolist() == [3, 1, 2]
+    assert everyone(one).optimizers["adapter"].steps.tolist() == [3, 1, 2]
 
 
 # Lanes: several runs side by side equal runs apart
@@ -145,12 +143,12 @@ def test_lanes_side_by_side_equal_federations_apart(name, training, make_federat
         for result, federation in zip(results, apart, strict=True):
             assert_same_round(result, federation.play_round()[0])
     for lane, federation in enumerate(apart):
-        assert_same_state(together.state_dict(lane), federation.state_dict(0))
-    assert not torch.equal(*(together.state_dict(lane)[last_leaf(together)] for lane in (0, 1)))
+        assert_same_state(whole_state(together, lane), whole_state(federation))
+    assert not torch.equal(*(whole_state(together, lane)[last_leaf(together)] for lane in (0, 1)))
 
 
 def last_leaf(federation):
-    return [name for name in federation.state_dict(0) if "/theta/" in name and name.endswith(".B")][-1]
+    return [name for name in whole_state(federation) if "/theta/" in name and name.endswith(".B")][-1]
 
 
 def test_lanes_of_an_image_tower_equal_federations_apart(make_federation):
@@ -159,7 +157,7 @@ def test_lanes_of_an_image_tower_equal_federations_apart(make_federation):
     for lane, (seed, method) in enumerate(LANES["trials"]):
         alone = make_federation(method, seed=seed, exact=True)
         assert_same_round(results[lane], alone.play_round()[0])
-        assert_same_state(together.state_dict(lane), alone.state_dict(0))
+        assert_same_state(whole_state(together, lane), whole_state(alone))
 
 
 def test_a_lane_goes_on_alone_from_its_state_and_lanes_from_theirs(make_federation):
@@ -167,14 +165,14 @@ def test_a_lane_goes_on_alone_from_its_state_and_lanes_from_theirs(make_federati
     lanes = LANES["trials"]
     together = make_federation(lanes, "text", exact=True)
     together.play_round()
-    states = [{name: value.clone() for name, value in together.state_dict(lane).items()} for lane in range(3)]
+    states = [whole_state(together, lane) for lane in range(3)]
     results = together.play_round()
     joined = make_federation([lanes[2], lanes[0]], "text", exact=True)
-    joined.load_state_dict(1, [states[2], states[0]])
+    restore(joined, 1, [states[2], states[0]])
     for lane, result in zip((2, 0), joined.play_round(), strict=True):
         assert_same_round(result, results[lane])
-    assert_same_state(joined.state_dict(0), together.state_dict(2))
-    assert_same_state(joined.state_dict(1), together.state_dict(0))
+    assert_same_state(whole_state(joined), whole_state(together, 2))
+    assert_same_state(whole_state(joined, 1), whole_state(together))
 
 
 def test_trials_that_differ_in_more_than_numbers_are_refused(make_federation):
@@ -186,7 +184,7 @@ def test_trials_that_differ_in_more_than_numbers_are_refused(make_federation):
 
 
 def clients_state(federation, client):
-    return {name: value[client].clone() for name, value in federation.cohort.state_dict().items()}
+    return {name: value[client].clone() for name, value in everyone(federation).state_dict().items()}
 
 
 @pytest.mark.parametrize("method", [GATED, FedDAT(), FLoRA(proximal=0.1, reset_optimizer=True)], ids=kind)
@@ -197,9 +195,8 @@ def test_who_sits_out_stays_as_it_was_and_scores_as_it_did(method, make_federati
         before = [clients_state(federation, client) for client in range(3)]
         (result,) = federation.play_round()
         assert result.participated.sum() == 1
-        fresh = {
-            part: federation.cohort.correct(getattr(federation.data, part), 64)[""] for part in ("validation", "test")
-        }
+        now, data = everyone(federation), federation.data
+        fresh = {part: now.correct(getattr(data, part), 64)[""] for part in ("validation", "test")}
         assert torch.equal(result.test_correct, fresh["test"])
         assert torch.equal(result.validation_correct, fresh["validation"])
         for client, state in enumerate(before):
@@ -239,7 +236,7 @@ def test_the_server_averages_what_was_reported_and_nothing_else(averaging, make_
         assert (result.bytes_up > 0).equal(result.reported)
         assert (result.bytes_down > 0).equal(result.participated)
         for leaf, value in federation.servers[0].shared["adapter"].items():
-            theta = federation.cohort.theta["adapter"][leaf].detach()
+            theta = everyone(federation).theta["adapter"][leaf].detach()
             mean = torch.einsum("k,k...->...", weights / weights.sum(), theta) if weights.any() else before[leaf]
             torch.testing.assert_close(value, mean, rtol=0, atol=1e-12)
     assert len(counts) > 1
@@ -255,7 +252,7 @@ def test_where_nobody_reports_the_server_stays_to_the_bit_and_clients_train(mome
     assert result.participated.all()
     assert not result.reported.any()
     assert result.bytes_up.tolist() == [0, 0, 0]
-    assert federation.cohort.optimizers["adapter"].steps.tolist() == [6, 2, 4]
+    assert everyone(federation).optimizers["adapter"].steps.tolist() == [6, 2, 4]
 
 
 # Going on from a state, with every option
@@ -280,12 +277,12 @@ def test_resumed_equals_uninterrupted_whatever_the_options(name, make_federation
     assert 0 < sum(int(result.reported.sum()) for result in results) < 8
     for played in range(1, 4):
         found = going.play_round()[0]
-        state = copy_state(going)
+        state = whole_state(going)
         going = make_federation(method, "text", **options)
-        going.load_state_dict(played, [state])
+        restore(going, played, [state])
         assert_same_bits(found, results[played - 1])
     assert_same_bits(going.play_round()[0], results[3])
-    assert equal(copy_state(undisturbed), copy_state(going))
+    assert equal(whole_state(undisturbed), whole_state(going))
 
 
 def assert_same_bits(found, expected):
@@ -307,7 +304,7 @@ def test_a_schedule_knows_the_round_of_the_federation(schedule, make_federation)
 
 
 def active_by_adapter(federation):
-    return active_by_site(federation.cohort.theta["local"])
+    return active_by_site(everyone(federation).theta["local"])
 
 
 def test_a_reset_optimiser_is_a_new_one_every_round(make_federation):
@@ -315,12 +312,13 @@ def test_a_reset_optimiser_is_a_new_one_every_round(make_federation):
     method = FedDAT(reset_optimizer=True, lr=0.01)
     going, fresh = (make_federation(method, "text") for _ in range(2))
     going.play_round()
-    state = copy_state(going)
-    assert any(value.any() for name, value in state.items() if "/adam/" in name)
-    fresh.load_state_dict(1, [{n: torch.zeros_like(v) if "/adam/" in n else v for n, v in state.items()}])
+    state = whole_state(going)
+    moments = {name for name in state if name.split("/")[1] in ("m", "v", "steps")}
+    assert any(state[name].any() for name in moments)
+    restore(fresh, 1, [{n: torch.zeros_like(v) if n in moments else v for n, v in state.items()}])
     for federation in (going, fresh):
         federation.play_round()
-    assert equal(copy_state(going), copy_state(fresh))
+    assert equal(whole_state(going), whole_state(fresh))
 
 
 # Diagnostics
@@ -334,15 +332,16 @@ def test_diagnostics_change_nothing(method, make_federation):
         assert seen.diagnostics
         assert unseen.diagnostics == {}
         assert torch.equal(seen.test_correct, unseen.test_correct)
-    assert equal(copy_state(looked), copy_state(blind))
+    assert equal(whole_state(looked), whole_state(blind))
 
 
 def test_received_is_the_servers_adapter_scored_before_anybody_trains(make_federation):
     federation = make_federation(FLoRA(lr=0.05), "text", local_epochs=3)
-    visitor, data, found, expected, trained = make_federation(FLoRA(), "text"), federation.data.test, [], [], []
+    visitor, data = everyone(make_federation(FLoRA(), "text")), federation.data.test
+    found, expected, trained = [], [], []
     for _ in range(4):
-        visitor.cohort.download(federation.servers[0].shared)
-        expected.append(percent(visitor.cohort.correct(data, 64)[""], data))
+        visitor.download(federation.servers[0].shared)
+        expected.append(percent(visitor.correct(data, 64)[""], data))
         (result,) = federation.play_round()
         trained.append(percent(result.test_correct, data))
         found.append(result.diagnostics["received"])
@@ -372,9 +371,9 @@ def test_diagnostics_are_those_of_the_participants(make_federation):
 def test_a_proximal_term_pulls_towards_what_was_received_and_none_pulls_nowhere(make_federation):
     def moved(proximal):
         federation = make_federation(FLoRA(lr=0.01, proximal=proximal, max_grad_norm=0.0), "text", exact=True)
-        start = {leaf: value.detach().clone() for leaf, value in federation.cohort.theta["adapter"].items()}
+        start = {leaf: value.detach().clone() for leaf, value in everyone(federation).theta["adapter"].items()}
         federation.play_round()
-        theta = federation.cohort.theta["adapter"]
+        theta = everyone(federation).theta["adapter"]
         return sum((theta[leaf].detach() - value).square().sum(dim=(1, 2)) for leaf, value in start.items())
 
     free, weak, strong = moved(0.0), moved(10.0), moved(1e5)

@@ -18,7 +18,7 @@ from feddlp.records import CLIENT_COLUMNS
 ROUND = {
     *("method", "seed", "round", "test", "validation", "diagnostics", "train_loss", "parameters", "parameters_sent"),
     *("clients", "participants", "reported", "bytes_down", "bytes_up", "active_ranks", "gates", "seconds", "peak_mib"),
-    *("lanes", "export_bytes"),
+    *("lanes", "export_bytes", "wave", "activation_mib"),
 }
 ACCURACY = {"pooled", "client_mean", "client_std", "client_lowest", "client_p10"}
 DIAGNOSTICS = {"predicted", "received", "local", "global", "combined", "ensemble"}
@@ -51,7 +51,11 @@ def strict(row):
 )
 def test_rows_have_the_agreed_keys_and_agree_with_each_other(name, training, make_federation):
     federation = make_federation(METHODS[name], "text", **training)
-    adapters = federation.cohort.method.adapters().keys() - set(federation.cohort.method.frozen)
+    adapters = federation.lanes[0].method.adapters().keys() - set(federation.lanes[0].method.frozen)
+    (began,) = federation.score_start() or [None]
+    known = {row["client"]: row for row in (client_rows(name, 0, federation, began) if began else [])}
+    assert sorted(known) == ([0, 1, 2] if federation.training.participation < 1 else [])
+    assert not any(row["participated"] or row["round"] for row in known.values())
     for number, (row, clients, ranks) in enumerate(rows_of(name, federation), start=1):
         strict(row)
         assert row.keys() == ROUND
@@ -63,39 +67,40 @@ def test_rows_have_the_agreed_keys_and_agree_with_each_other(name, training, mak
         assert 1 <= row["participants"] <= 3
         assert 0 <= row["reported"] <= row["participants"]
         assert row["parameters_sent"] <= sum(row["parameters"].values())
-        check_clients(row, clients, federation)
-        check_ranks(row, clients, ranks, federation)
+        known |= {client["client"]: client for client in clients}
+        check_clients(row, clients, [known[client] for client in range(3)], federation)
+        check_ranks(row, clients, known, ranks, federation)
 
 
 ALONE = {"zero_shot", "local", "sora_local"}
 
 
-def check_clients(row, clients, federation):
-    assert [client["client"] for client in clients] == [0, 1, 2]
-    assert all(tuple(client) == CLIENT_COLUMNS for client in clients)
-    assert sum(client["participated"] for client in clients) == row["participants"]
-    assert sum(client["reported"] for client in clients) == row["reported"]
-    for direction in ("bytes_down", "bytes_up"):
-        assert sum(client[direction] for client in clients) / 3 == pytest.approx(row[direction])
+def check_clients(row, joined, clients, federation):
+    assert len(joined) == row["participants"]
+    assert all(client["participated"] for client in joined)
+    check_sums(row, joined, federation)
     for part in ("test", "validation"):
         correct, samples = (sum(client[f"{part}_{what}"] for client in clients) for what in ("correct", "samples"))
         assert row[part]["pooled"] == pytest.approx(100 * correct / samples, abs=1e-5)
     shares = [client["test_accuracy"] for client in clients]
     assert row["test"]["client_lowest"] == pytest.approx(min(shares), abs=1e-5)
     assert row["test"]["client_mean"] == pytest.approx(sum(shares) / 3, abs=1e-5)
+
+
+def check_sums(row, clients, federation):
+    assert all(tuple(client) == CLIENT_COLUMNS for client in clients)
+    assert sum(client["reported"] for client in clients) == row["reported"]
+    for direction in ("bytes_down", "bytes_up"):
+        assert sum(client[direction] for client in clients) / 3 == pytest.approx(row[direction])
     for name, loss in row["train_loss"].items():
-        joined = [client for client in clients if client["participated"]]
-        parts = [dict(part.split("=") for part in client["train_loss"].split(";")) for client in joined]
-        weights = [client["train_samples"] for client in joined]
+        parts = [dict(part.split("=") for part in client["train_loss"].split(";")) for client in clients]
+        weights = [client["train_samples"] for client in clients]
         mean = sum(w * float(part[name]) for w, part in zip(weights, parts, strict=True)) / sum(weights)
         assert loss == pytest.approx(mean, rel=1e-4)
     for client in clients:
         text = ",".join(str(value) for value in client.values()).lower()
         assert "nan" not in text
         assert "inf" not in text
-        if not client["participated"]:
-            assert client["train_loss"] == ""
-            assert client["bytes_down"] == client["bytes_up"] == client["reported"] == 0
         assert all(client[f"{part}_samples"] == sizes[client["client"]] for part, sizes in held(federation).items())
 
 
@@ -103,21 +108,22 @@ def held(federation):
     return {part: getattr(federation.data, part).sizes().tolist() for part in ("train", "validation", "test")}
 
 
-def check_ranks(row, clients, ranks, federation):
+def check_ranks(row, clients, known, ranks, federation):
     if not row["gates"]:
         assert ranks is None
         assert row["active_ranks"] is None
         assert {client["active_ranks"] for client in clients} == {""}
         return
     strict(ranks)
-    assert ranks.keys() == {"method", "seed", "round", "active", "ranks"}
-    assert ranks["active"].keys() == ranks["ranks"].keys() <= federation.cohort.backbone.sites.keys()
+    assert ranks.keys() == {"method", "seed", "round", "clients", "active", "ranks"}
+    assert ranks["active"].keys() == ranks["ranks"].keys() <= federation.backbone.sites.keys()
     assert sum(ranks["ranks"].values()) == row["gates"]
-    totals = [sum(counts[k] for counts in ranks["active"].values()) for k in range(3)]
+    totals = [sum(counts[k] for counts in ranks["active"].values()) for k in range(len(clients))]
     assert [client["active_ranks"] for client in clients] == totals
-    assert row["active_ranks"] == pytest.approx(sum(totals) / 3)
+    assert [client["client"] for client in clients] == ranks["clients"]
+    assert row["active_ranks"] == pytest.approx(sum(client["active_ranks"] for client in known.values()) / 3)
     for site, counts in ranks["active"].items():
-        assert len(counts) == 3
+        assert len(counts) == row["participants"]
         assert max(counts) <= ranks["ranks"][site]
 
 

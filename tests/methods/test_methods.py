@@ -7,12 +7,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from feddlp.federation.aggregation import average_products
+from feddlp.federation.aggregation import ProductMean
 from feddlp.methods import registry
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.feddlp_shared import FedDLPShared
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
+from holdings import everyone
 
 DAT = {"local": 1.0, "copy": 1.0}
 EXPECTED = {  # adapters in the order of their steps, what travels, what predicts
@@ -35,7 +36,7 @@ def test_every_method_is_looked_at_here():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_steps_in_order_and_each_adapter_alone(name, make_federation):
-    cohort = make_federation(registry()[name]()).cohort
+    cohort = everyone(make_federation(registry()[name]()))
     batch = next(make_federation(Local()).data.train.in_order(4))
     before, order = snapshot(cohort), []
     for adapter, loss in cohort.method.losses(cohort.forward, batch):
@@ -54,14 +55,15 @@ def test_steps_in_order_and_each_adapter_alone(name, make_federation):
 def test_what_travels_and_what_stays(name, make_federation):
     federation = make_federation(registry()[name]())
     federation.play_round()
-    assert federation.cohort.upload().keys() == federation.servers[0].shared.keys() == EXPECTED[name][1]
-    for adapter in federation.cohort.theta:
-        for leaf, value in federation.cohort.learning(adapter).items():
+    cohort = everyone(federation)
+    assert cohort.upload().keys() == federation.servers[0].shared.keys() == EXPECTED[name][1]
+    for adapter in cohort.theta:
+        for leaf, value in cohort.learning(adapter).items():
             clients_agree = all(torch.equal(value[0], other) for other in value[1:])
             assert not clients_agree, f"{adapter}.{leaf}: clients trained on different data"
-    federation.cohort.download(federation.servers[0].shared)
-    for adapter in federation.cohort.theta.keys() - set(federation.cohort.method.frozen):
-        for leaf, value in federation.cohort.learning(adapter).items():
+    cohort.download(federation.servers[0].shared)
+    for adapter in cohort.theta.keys() - set(cohort.method.frozen):
+        for leaf, value in cohort.learning(adapter).items():
             agree = all(torch.equal(value[0], other) for other in value[1:])
             assert agree == (adapter in EXPECTED[name][1]), f"{adapter}.{leaf}"
             assert not agree or torch.equal(value[0], federation.servers[0].shared[adapter][leaf])
@@ -70,13 +72,12 @@ def test_what_travels_and_what_stays(name, make_federation):
 @pytest.mark.parametrize("name", ["combined", "feddat"])
 def test_a_copy_is_what_the_server_last_sent_and_nothing_else(name, make_federation):
     federation = make_federation(registry()[name](), rounds=4, participation=0.67)
-    copies = federation.cohort.theta["copy"]
     for _ in range(4):
         sent = {leaf: value.clone() for leaf, value in federation.servers[0].shared["global"].items()}
-        before = {leaf: value.clone() for leaf, value in copies.items()}
+        before = everyone(federation).theta["copy"]
         joined = federation.play_round()[0].participated
         assert 0 < joined.sum() < 3
-        for leaf, value in copies.items():
+        for leaf, value in everyone(federation).theta["copy"].items():
             expected = torch.where(joined.view(-1, 1, 1), sent[leaf], before[leaf])
             assert torch.equal(value, expected), leaf
 
@@ -91,10 +92,11 @@ LOW_RANK = [
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_ffa_never_moves_a_and_never_sends_it(name, make_federation):
     federation = make_federation(registry()[name](factors_trained="B", weight_decay=0.1, proximal=1.0))
-    cohort, before = federation.cohort, snapshot(federation.cohort)
+    before = snapshot(everyone(federation))
     down = [(adapter, leaf) for adapter, leaf in before if leaf.endswith(".A")]
     assert down
     results = [federation.play_round()[0] for _ in range(2)]
+    cohort = everyone(federation)
     for adapter, leaf in down:
         now = cohort.theta[adapter][leaf]
         source = ("global", leaf) if adapter == "copy" else (adapter, leaf)
@@ -108,7 +110,7 @@ def test_ffa_never_moves_a_and_never_sends_it(name, make_federation):
 def test_fedsa_keeps_b_at_home(name, make_federation):
     federation = make_federation(registry()[name](factors_sent="A"))
     results = [federation.play_round()[0] for _ in range(2)]
-    cohort = federation.cohort
+    cohort = everyone(federation)
     before = snapshot(cohort)
     cohort.download(federation.servers[0].shared)
     for (adapter, leaf), value in before.items():
@@ -120,11 +122,10 @@ def test_fedsa_keeps_b_at_home(name, make_federation):
 
 def assert_only_sends(federation, results, ending):
     """Of the shared adapters one factor travels, whole, and its bytes are counted."""
-    shared, sent = federation.servers[0].shared, federation.cohort.upload()
-    for name, theta in federation.cohort.theta.items():
-        expected = (
-            {leaf for leaf in theta if leaf.endswith(ending)} if name in federation.cohort.method.shared else set()
-        )
+    shared, cohort = federation.servers[0].shared, everyone(federation)
+    sent = cohort.upload()
+    for name, theta in cohort.theta.items():
+        expected = {leaf for leaf in theta if leaf.endswith(ending)} if name in cohort.method.shared else set()
         assert set(shared.get(name, {})) == set(sent.get(name, {})) == expected
     count = sum(4 * value.numel() for theta in shared.values() for value in theta.values())
     for result in results:
@@ -134,7 +135,7 @@ def assert_only_sends(federation, results, ending):
 def test_feddlp_shared_takes_back_only_ranks_that_it_has(make_federation):
     federation = make_federation(FedDLPShared())
     federation.play_round()
-    cohort, (server,) = federation.cohort, federation.servers
+    cohort, (server,) = everyone(federation), federation.servers
     site = next(leaf.removesuffix(".gate") for leaf in cohort.theta["local"] if leaf.endswith(".gate"))
     down, up, gate = (cohort.theta["local"][f"{site}.{leaf}"] for leaf in ("A", "B", "gate"))
     with torch.no_grad():
@@ -175,18 +176,19 @@ def test_switches_that_contradict_each_other_are_refused(contradiction):
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, monkeypatch):
     """An SVD may return (-u, -v) for (u, v), and does so on another machine."""
-    played = []
+    played, original = [], ProductMean.result
     for sign in (1, -1):
 
-        def average(theta, weights, sign=sign):
-            return {leaf: sign * value for leaf, value in average_products(theta, weights).items()}
+        def result(self, sign=sign):
+            return {leaf: sign * value for leaf, value in original(self).items()}
 
-        monkeypatch.setattr("feddlp.methods.base.average_products", average)
+        monkeypatch.setattr(ProductMean, "result", result)
         federation = make_federation(registry()[name](average_of="products", reset_optimizer=True), "text", exact=True)
         for _ in range(2):
             federation.play_round()
         batch = next(federation.data.test.in_order(4))
-        played.append(federation.cohort.method.predict(federation.cohort.forward, batch))
+        cohort = everyone(federation)
+        played.append(cohort.method.predict(cohort.forward, batch))
     torch.testing.assert_close(*played, rtol=0, atol=1e-9)
 
 
@@ -195,13 +197,14 @@ def test_prediction_uses_the_named_adapter(name, make_federation):
     federation = make_federation(registry()[name]())
     federation.play_round()
     batch = next(federation.data.test.in_order(4))
-    f = federation.cohort.forward
-    assert torch.equal(federation.cohort.method.predict(f, batch), f.frozen(batch, EXPECTED[name][2]))
+    cohort = everyone(federation)
+    f = cohort.forward
+    assert torch.equal(cohort.method.predict(f, batch), f.frozen(batch, EXPECTED[name][2]))
 
 
 def test_the_global_adapter_is_taught_by_the_local_one_as_just_updated(make_federation):
     """The cohort steps between the two losses, so the second loss sees the first step."""
-    cohort = make_federation(FedDLP(lr=0.05)).cohort
+    cohort = everyone(make_federation(FedDLP(lr=0.05)))
     batch = next(make_federation(Local()).data.train.in_order(4))
     losses = cohort.method.losses(cohort.forward, batch)
     name, loss = next(losses)
@@ -222,7 +225,7 @@ def test_without_distillation_the_local_adapter_of_feddlp_ignores_the_server(mak
     server.shared["global"] = {leaf: value + 0.1 for leaf, value in server.shared["global"].items()}
     for federation in (first, second):
         federation.play_round()
-    pairs = zip(first.cohort.theta["local"].values(), second.cohort.theta["local"].values(), strict=True)
+    pairs = zip(*(everyone(one).theta["local"].values() for one in (first, second)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -230,7 +233,7 @@ def test_kd_weight_makes_the_local_adapter_listen(make_federation):
     first, second = (make_federation(FedDLP(kd_weight=weight)) for weight in (0.0, 1.0))
     for federation in (first, second):
         federation.play_round()
-    pairs = zip(first.cohort.theta["local"].values(), second.cohort.theta["local"].values(), strict=True)
+    pairs = zip(*(everyone(one).theta["local"].values() for one in (first, second)), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feddlp.federation.waves import Wave
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.sora_local import SoRALocal
 from feddlp.model.adapters import FeatureSite, LinearSite, WeightSite
@@ -27,6 +28,7 @@ from feddlp.model.gates import (
     without_pruned,
 )
 from feddlp.training.cohort import Cohort, Slot
+from holdings import everyone, resume, whole_state
 
 SITES = {"first": LinearSite(6, 4), "second": LinearSite(5, 8)}
 values = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=12)
@@ -144,9 +146,15 @@ def test_thresholds_of_trials_reach_their_own_clients(make_federation):
     """xi times the learning rate, both stacked."""
     method = FedDLP(threshold_scale="lr", gate_threshold=2.0, lr=0.01)
     lanes = [(0, method), (0, replace(method, lr=0.03)), (0, replace(method, gate_threshold=7.0))]
-    adapter = make_federation(lanes, exact=True).cohort.adapters["local"]
+    adapter = lanes_of(make_federation(lanes, exact=True)).adapters["local"]
     expected = [xi for xi in (0.02, 0.06, 0.07) for _ in range(3)]
     torch.testing.assert_close(adapter.gate_threshold, torch.tensor(expected, dtype=torch.float64))
+
+
+def lanes_of(federation):
+    """Every client of every lane side by side."""
+    lanes, rows = torch.ones(len(federation.lanes), len(federation.data.ids)).nonzero().unbind(1)
+    return federation.cohort(Wave(lanes, rows), federation.stores)
 
 
 def test_gates_start_normal_or_at_one_and_only_at_linear_layers():
@@ -423,21 +431,28 @@ def test_ranks_are_taken_from_gates_of_every_kind_of_training(make_cohort, clien
 # A federation that takes ranks away
 
 
-def test_a_compacting_federation_goes_on_from_its_state_to_the_bit(make_federation):
+def compacted(federation):
+    """All clients, without the ranks that they had only to stand beside wider ones."""
+    cohort = everyone(federation)
+    cohort.compact()
+    return cohort
+
+
+def test_a_compacting_federation_goes_on_from_its_state_to_the_bit(make_federation, tmp_path):
     undisturbed, stopped = (make_federation(DYING, "text", participation=0.7) for _ in range(2))
     expected = [undisturbed.play_round()[0] for _ in range(3)]
     for stop in (1, 2):
         stopped.play_round()
-        state = {name: value.clone() for name, value in stopped.state_dict(0).items()}
-        stopped = make_federation(DYING, "text", participation=0.7)
-        stopped.load_state_dict(stop, [state])
-        assert max(widths(stopped.cohort)) <= 4
-        assert widths(stopped.cohort) == [
+        state = whole_state(stopped)
+        stopped = resume(make_federation(DYING, "text", participation=0.7), stopped, tmp_path)
+        assert stopped.round == stop
+        assert max(widths(everyone(stopped))) <= 4
+        assert widths(everyone(stopped)) == [
             value.shape[1] for name, value in state.items() if name.endswith(".gate") and "/theta/" in name
         ]
     last = stopped.play_round()[0]
-    assert min(widths(stopped.cohort)) < 4
-    state, other = undisturbed.state_dict(0), stopped.state_dict(0)
+    assert min(widths(compacted(stopped))) < 4
+    state, other = whole_state(undisturbed), whole_state(stopped)
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
     assert torch.equal(last.test_correct, expected[-1].test_correct)
@@ -448,7 +463,7 @@ def test_a_compacting_federation_counts_ranks_as_at_the_start(make_federation):
     """Active ranks fall; the ranks that a client began with, of which they are a share, do not."""
     federation = make_federation(DYING, "text")
     results = [federation.play_round()[0] for _ in range(2)]
-    assert min(widths(federation.cohort)) < 4
+    assert min(widths(everyone(federation))) < 4
     assert all(set(result.ranks.values()) == {4} for result in results)
 
 

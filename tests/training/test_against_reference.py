@@ -22,7 +22,8 @@ from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
 from feddlp.model.backbone import locate
 from feddlp.model.gates import gates
-from feddlp.training.cohort import initial
+from feddlp.training.cohort import Cohort, initial
+from holdings import everyone
 from reference.client import Client
 from reference.federation import SHARED, Server, Task, federate
 from reference.training import predict
@@ -136,6 +137,7 @@ class Played(NamedTuple):
     """One federation, played by the fast path and by the twin."""
 
     fast: Federation
+    cohort: Cohort  # its clients at the end
     result: RoundResult  # of the last round
     clients: list[Client]
     server: Server
@@ -143,7 +145,7 @@ class Played(NamedTuple):
     task: Task
 
     def of_client(self, key, number):
-        return {leaf: value[number].detach() for leaf, value in self.fast.cohort.theta[key].items()}
+        return {leaf: value[number].detach() for leaf, value in self.cohort.theta[key].items()}
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +168,18 @@ def both_played(plain_clip, make_federation, backbones, prompts, digits):
         scores = federate(clients, server, task)
         for _ in range(fast.training.rounds):
             (result,) = fast.play_round()
-        return Played(fast, result, clients, server, scores, task)
+        return Played(fast, everyone(fast), result, clients, server, scores, task)
 
     return play
 
 
 def twins(fast, clip, tower):
     """The twin's clients and server, with the starts that the addresses give."""
-    method = fast.cohort.method
+    method = fast.lanes[0].method
     kind = next(name for name, known in registry().items() if type(method) is known)
 
     def start(key, owner):
-        values = initial(method.adapters()[key], fast.cohort.backbone, 0, key, owner)
+        values = initial(method.adapters()[key], fast.backbone, 0, key, owner)
         return {leaf: value.double() for leaf, value in values.items()}
 
     starts = [
@@ -250,7 +252,7 @@ def assert_same_records(played):
     living = {layer: [int((gate != 0).sum()) for gate in gates] for layer, gates in twin_gates(played).items()}
     assert {layer: active.tolist() for layer, active in played.result.active.items()} == living
     assert played.result.test_correct.tolist() == played.scores
-    cohort, test = played.fast.cohort, played.fast.data.test
+    cohort, test = played.cohort, played.fast.data.test
     logits = cohort.method.predict(cohort.forward, next(test.in_order(128)))
     for k, rows in enumerate(test.indices):
         expected = predict(played.clients[k], played.task.samples(rows))
@@ -260,7 +262,7 @@ def assert_same_records(played):
 @pytest.mark.parametrize(("name", "tower", "fields", "training"), METHODS + SWITCHES, ids=str)
 def test_rounds_equal_the_slow_twin(name, tower, fields, training, both_played, plain_clip):
     played = both_played(name, tower, fields, training)
-    for key in played.fast.cohort.theta:
+    for key in played.cohort.theta:
         for number, client in enumerate(played.clients):
             assert_same(played.of_client(key, number), as_fast(plain_clip, client.leaves(key)))
     shared = played.fast.servers[0].shared
@@ -273,14 +275,15 @@ def test_rounds_equal_the_slow_twin(name, tower, fields, training, both_played, 
 @pytest.mark.parametrize(("name", "tower", "fields", "training"), PRODUCTS, ids=str)
 def test_what_factors_multiply_to_equals_the_slow_twin(name, tower, fields, training, both_played):
     played = both_played(name, tower, fields, training)
-    for key in played.fast.cohort.theta:
+    for key in played.cohort.theta:
         for number, client in enumerate(played.clients):
             assert_same(products(played.of_client(key, number)), products(client.leaves(key)))
     for key, theta in played.fast.servers[0].shared.items():
         assert_same(products(theta), products(played.server.theta[key]))
     assert_same_records(played)
     if fields.get("compact"):
-        assert widths(played.fast.cohort) == widest(played), "cut to the client with the most ranks"
+        played.cohort.compact()
+        assert widths(played.cohort) == widest(played), "cut to the client with the most ranks"
         assert min(len(gate) for gates in twin_gates(played).values() for gate in gates) < max(widest(played).values())
 
 

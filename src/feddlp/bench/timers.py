@@ -24,7 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from feddlp.data.batches import Batch
-from feddlp.federation.aggregation import Server
+from feddlp.federation.aggregation import ProductMean, Server, WeightedMean
 from feddlp.methods.base import Method
 from feddlp.training.cohort import Cohort
 from feddlp.training.optim import AdamW
@@ -121,7 +121,11 @@ class Timers:
             (torch.Tensor, "backward", self.wrap("backward", torch.Tensor.backward, "training")),
             (AdamW, "step", self.wrap("optimiser", AdamW.step, "training")),
             (Cohort, "correct", self.wrap("evaluation", Cohort.correct)),
-            (kind, "aggregate", self.wrap("aggregation", kind.aggregate)),
+            *[
+                (average, part, self.wrap("aggregation", getattr(average, part)))
+                for average in (WeightedMean, ProductMean)
+                for part in ("add", "result")
+            ],
             (Server, "step", self.wrap("aggregation", Server.step)),
         ]
         with ExitStack() as stack:

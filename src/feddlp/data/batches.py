@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ class ClientData:
 
     def sizes(self) -> Tensor:
         """Samples of each client. [K]"""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> Tensor:
         return torch.tensor([len(index) for index in self.indices])
 
     def select(self, clients: Sequence[int]) -> ClientData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,43 +12,100 @@ from torch import Tensor
 from feddlp.model.adapters import Theta
 
 
-def weighted_mean(theta: Theta, weights: Tensor) -> Theta:
+class Average(Protocol):
+    """A mean over clients that is fed a few of them at a time, so that memory does not grow with their number."""
+
+    def add(self, theta: Theta, weights: Tensor) -> None:
+        """Some more clients: leaves [W, ...] and their weights [W] >= 0, for example training samples."""
+        ...
+
+    def result(self) -> Theta:
+        """The mean over all clients so far: the leaves without the client axis, in the dtype in which they came."""
+        ...
+
+
+def as_weights(weights: Tensor, leaf: Tensor) -> Tensor:
+    """In float64, where the leaf is. [W]"""
+    return weights.to("cpu", torch.float64).to(leaf.device)
+
+
+class WeightedMean:
     """FedAvg (McMahan et al. 2017): sum_k w_k theta_k / sum_k w_k, each leaf by itself.
 
-    Args:
-        theta: leaves [K, ...].
-        weights: [K] >= 0, for example training samples.
-
-    Returns:
-        The leaves without the K axis; summed in float64, so that the order of clients hardly matters.
+    Summed in float64, so that the order of clients hardly matters.
     """
-    shares = (weights.double() / weights.double().sum()).cpu()
-    return {
-        name: torch.tensordot(shares.to(leaf.device), leaf.double(), dims=1).to(leaf.dtype)
-        for name, leaf in theta.items()
-    }
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.sums: Theta = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+
+    def add(self, theta: Theta, weights: Tensor) -> None:
+        self.total += weights.sum().item()
+        for name, leaf in theta.items():
+            summed = torch.tensordot(as_weights(weights, leaf), leaf.double(), dims=1)
+            self.sums[name] = self.sums[name] + summed if name in self.sums else summed
+            self.dtypes[name] = leaf.dtype
+
+    def result(self) -> Theta:
+        return {name: (summed / self.total).to(self.dtypes[name]) for name, summed in self.sums.items()}
 
 
-def average_products(theta: Theta, weights: Tensor) -> Theta:
+class ProductMean:
     """FlexLoRA (Bai et al. 2024): the weighted mean of the products B A of a LoRA, cut back to its rank by an SVD.
 
-    sum_k w_k B_k A_k is itself a product of [d_out, K r] and [K r, d_in], so that the SVD is one of K r x K r after
-    two QR decompositions. The root of the singular values goes to either factor.
+    sum_k w_k B_k A_k is itself a product, of [d_out, K r] and [K r, d_in], and that is how it is kept. Where K r
+    exceeds the narrower side of a layer, the product is written as itself times an identity: exact, and never larger.
     """
-    shares = (weights.double() / weights.double().sum()).cpu()
-    averaged = {}
-    for site in [name.removesuffix(".A") for name in theta if name.endswith(".A")]:
-        down, up = theta[f"{site}.A"], theta[f"{site}.B"]  # (K, r, d_in), (K, d_out, r)
-        rank = down.shape[1]
-        stacked = (down.double() * shares.to(down.device)[:, None, None]).flatten(0, 1)  # (K r, d_in)
-        q_up, r_up = torch.linalg.qr(up.double().transpose(0, 1).flatten(1))  # (d_out, K r)
-        q_down, r_down = torch.linalg.qr(stacked.mT)
-        u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-        root = s[:rank].sqrt()
-        spare = rank - len(root)  # ranks that a layer narrower than the rank cannot fill
-        averaged[f"{site}.A"] = F.pad(root[:, None] * (v[:rank] @ q_down.mT), (0, 0, 0, spare)).to(down.dtype)
-        averaged[f"{site}.B"] = F.pad((q_up @ u[:, :rank]) * root, (0, spare)).to(up.dtype)
-    return averaged
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}  # by site: (d_out, R), (R, d_in)
+        self.like: dict[str, Tensor] = {}  # by site: one client's A, for its rank and dtype
+
+    def add(self, theta: Theta, weights: Tensor) -> None:
+        self.total += weights.sum().item()
+        for site in [name.removesuffix(".A") for name in theta if name.endswith(".A")]:
+            down, up = theta[f"{site}.A"], theta[f"{site}.B"]  # (W, r, d_in), (W, d_out, r)
+            self.like[site] = down[0]
+            weighed = (down.double() * as_weights(weights, down)[:, None, None]).flatten(0, 1)  # (W r, d_in)
+            wide = up.double().transpose(0, 1).flatten(1)  # (d_out, W r)
+            if site in self.factors:
+                before_up, before_down = self.factors[site]
+                wide, weighed = torch.cat([before_up, wide], 1), torch.cat([before_down, weighed])
+            self.factors[site] = narrowed(wide, weighed)
+
+    def result(self) -> Theta:
+        averaged: Theta = {}
+        for site, (up, down) in self.factors.items():
+            (rank, _), dtype = self.like[site].shape, self.like[site].dtype
+            small_up, small_down = truncated(up, down / self.total, rank)
+            averaged |= {f"{site}.A": small_down.to(dtype), f"{site}.B": small_up.to(dtype)}
+        return averaged
+
+
+def narrowed(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product [d_out, R] [R, d_in] with an inner width of at most min(d_out, d_in)."""
+    outer, inner = len(up), down.shape[1]
+    if up.shape[1] <= min(outer, inner):
+        return up, down
+    one = torch.eye(min(outer, inner), dtype=up.dtype, device=up.device)
+    return (one, up @ down) if outer < inner else (up @ down, one)
+
+
+def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of a product by one of inner width `rank`; the root of the singular values to either side.
+
+    After two QR decompositions the SVD is one of R x R. Ranks that a narrow layer cannot fill are zero.
+    """
+    q_up, r_up = torch.linalg.qr(up)  # (d_out, R)
+    q_down, r_down = torch.linalg.qr(down.mT)
+    u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    root = s[:rank].sqrt()
+    spare = rank - len(root)
+    return F.pad((q_up @ u[:, :rank]) * root, (0, spare)), F.pad(
+        root[:, None] * (v[:rank] @ q_down.mT), (0, 0, 0, spare)
+    )
 
 
 class Server:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import EVALUATION_BATCH, FederatedData, Federation, side_by_side
+from feddlp.federation.rounds import FederatedData, Federation
+from feddlp.federation.waves import EVALUATION_BATCH, Wave, split
 from feddlp.model.adapters import View
 from feddlp.model.forward import Forward
-from feddlp.training.cohort import Cohort
+from feddlp.training.cohort import Cohort, Slot
 
 
 def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[str, Any]]:
@@ -22,28 +25,17 @@ def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[
         ("received", None where nothing is shared), and of the method's own prediction after each of `epochs` epochs of
         local training ("tuned").
     """
-    lanes, width = federation.lanes, len(data.ids)
-    slots, everyone = side_by_side(lanes, data)
-    cohort = Cohort(slots, federation.cohort.backbone, federation.cohort.prompts)
-    federation.download(cohort)
-    shared = cohort.method.shared
-
-    views: dict[str, View] = {"zero_shot": {}}
-    if shared:
-        views["received"] = shared[0]
-
-    def arriving(f: Forward, batch: Batch) -> dict[str, Tensor]:
-        return {name: f.frozen(batch, view) for name, view in views.items()}
-
-    scores = [cohort.correct(everyone.test, EVALUATION_BATCH, arriving)]
-    for epoch in range(epochs if cohort.adapters else 0):
-        cohort.fit(everyone.train.shuffled(federation.training.batch_size, cohort.owners, federation.round, epoch))
-        scores.append(cohort.correct(everyone.test, EVALUATION_BATCH))
+    lanes, width = len(federation.lanes), len(data.ids)
+    stages: list[dict[str, Tensor]] = []
+    for wave in in_waves(federation, data):
+        for stage, scores in enumerate(welcome(federation, wave, data, epochs)):
+            if stage == len(stages):
+                stages.append({name: torch.zeros(lanes, width, dtype=torch.int64) for name in scores})
+            for name, correct in scores.items():
+                stages[stage][name][wave] = correct
 
     def summary(lane: int, stage: int, name: str) -> dict[str, float] | None:
-        if name not in scores[stage]:
-            return None
-        found = accuracy(scores[stage][name].view(len(lanes), width)[lane], data.test.sizes())
+        found = accuracy(stages[stage][name][lane], data.test.sizes()) if name in stages[stage] else None
         return found.as_dict() if found else None
 
     return [
@@ -51,7 +43,32 @@ def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[
             "clients": width,
             "zero_shot": summary(lane, 0, "zero_shot"),
             "received": summary(lane, 0, "received"),
-            "tuned": [summary(lane, stage, "") for stage in range(1, len(scores))],
+            "tuned": [summary(lane, stage, "") for stage in range(1, len(stages))],
         }
-        for lane in range(len(lanes))
+        for lane in range(lanes)
     ]
+
+
+def in_waves(federation: Federation, data: FederatedData) -> Iterator[Wave]:
+    """All newcomers of all lanes."""
+    lanes, rows = torch.ones(len(federation.lanes), len(data.ids)).nonzero().unbind(1)
+    return split(lanes, rows, data.train.sizes(), federation.wave or federation.plan.wave)
+
+
+def welcome(federation: Federation, wave: Wave, data: FederatedData, epochs: int) -> Iterator[dict[str, Tensor]]:
+    """Test samples that a wave of newcomers gets right: as they arrive, and after each epoch. [W] each"""
+    lanes = [federation.lanes[lane] for lane in wave.lanes.tolist()]
+    slots = [Slot(data.ids[row], *lane) for row, lane in zip(wave.rows.tolist(), lanes, strict=True)]
+    cohort, mine = Cohort(slots, federation.backbone, federation.prompts), data.select(wave.rows.tolist())
+    federation.download(cohort, wave)
+    views: dict[str, View] = {"zero_shot": {}}
+    if cohort.method.shared:
+        views["received"] = cohort.method.shared[0]
+
+    def arriving(f: Forward, batch: Batch) -> dict[str, Tensor]:
+        return {name: f.frozen(batch, view) for name, view in views.items()}
+
+    yield cohort.correct(mine.test, EVALUATION_BATCH, arriving)
+    for epoch in range(epochs if cohort.adapters else 0):
+        cohort.fit(mine.train.shuffled(federation.training.batch_size, cohort.owners, federation.round, epoch))
+        yield cohort.correct(mine.test, EVALUATION_BATCH)

@@ -18,12 +18,17 @@ def draw(seed: int, round: int, ids: Sequence[int], training: TrainingConfig) ->
     probability 1 - `report_rate`, independently. Both depend on (seed, round) and, for reports, the client alone.
     """
     joins, reports = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
-    count = max(1, round_half_up(training.participation * len(ids)))
-    joins[torch.randperm(len(ids), generator=generator(seed, "participants", round))[:count]] = True
-    for row, client in enumerate(ids):
-        arrives = torch.rand((), generator=generator(seed, "report", round, client)).item() < training.report_rate
-        reports[row] = joins[row] and arrives
+    order = torch.randperm(len(ids), generator=generator(seed, "participants", round))
+    joins[order[: count_joining(len(ids), training)]] = True
+    for row in joins.nonzero()[:, 0].tolist():
+        chance = torch.rand((), generator=generator(seed, "report", round, ids[row])).item()
+        reports[row] = chance < training.report_rate
     return joins, reports
+
+
+def count_joining(clients: int, training: TrainingConfig) -> int:
+    """How many of the clients join a round."""
+    return max(1, round_half_up(training.participation * clients))
 
 
 def round_half_up(value: float) -> int:

@@ -1,6 +1,7 @@
-"""A federation in one process: servers, the cohort of all clients, and one round after another.
+"""A federation in one process: servers, clients in waves, and one round after another.
 
-    round:  who takes part -> download the shared adapters -> local epochs -> evaluate -> upload -> aggregate
+    round:  who takes part -> in waves -> aggregate
+    wave:   out of the store -> download the shared adapters -> local epochs -> evaluate -> upload -> into the store
 
 Clients are evaluated after their local epochs and before the server averages, as in the paper's protocol: what is
 scored is the model that a client would use. A client that sits a round out keeps its model, so its score stays.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,17 +25,17 @@ from torch import Tensor
 from feddlp.config import TrainingConfig
 from feddlp.data.batches import Batch, ClientData
 from feddlp.data.prompts import Prompts
-from feddlp.federation.aggregation import Server
-from feddlp.federation.participation import draw
-from feddlp.memory import peak_mib
-from feddlp.methods.base import Method
+from feddlp.federation.aggregation import Average, Server
+from feddlp.federation.clients import ClientStore, Part, gather, pack
+from feddlp.federation.participation import count_joining, draw
+from feddlp.federation.results import Found, Known, RoundResult, join
+from feddlp.federation.waves import EVALUATION_BATCH, Plan, Wave, make_plan, split
+from feddlp.methods.base import Method, stacked
 from feddlp.model.adapters import Theta
-from feddlp.model.backbone import Backbone
+from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
-from feddlp.model.gates import active_by_site, gates
-from feddlp.training.cohort import Cohort, Slot, initial
-
-EVALUATION_BATCH = 128
+from feddlp.model.gates import active_by_site
+from feddlp.training.cohort import Cohort, Slot, beginning, initial, under
 
 
 def planned_rounds(method: Method, rounds: int) -> int:
@@ -62,30 +65,11 @@ class Lane(NamedTuple):
     method: Method
 
 
-def side_by_side(lanes: Sequence[Lane], data: FederatedData) -> tuple[list[Slot], FederatedData]:
-    """The same clients once for each lane: their slots, and their data as often."""
-    slots = [Slot(client, lane.seed, lane.method) for lane in lanes for client in data.ids]
-    return slots, data.select([row for _ in lanes for row in range(len(data.ids))])
+Averages = dict[str, Average]
+"""A lane's averages of a round, by adapter."""
 
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What one round did in one lane; every tensor [K], with NaN or 0 for clients that sat it out."""
-
-    round: int
-    seconds: float  # of the round, all lanes together
-    participated: Tensor  # bool
-    reported: Tensor  # bool
-    losses: Mapping[str, Tensor]  # by adapter, mean over the last local epoch
-    validation_correct: Tensor
-    test_correct: Tensor
-    diagnostics: Mapping[str, float]  # pooled test accuracy in % of other ways to predict, participants only
-    active: Mapping[str, Tensor]  # gates that are not zero, by "adapter/site"; empty without gates
-    ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
-    bytes_down: Tensor
-    bytes_up: Tensor
-    lanes: int  # how many trained side by side
-    peak_mib: float  # since the method began, all lanes together
+_NONE = torch.empty(0, dtype=torch.int64)
+NOBODY = Found(_NONE, _NONE, _NONE.bool(), {}, {}, _NONE, _NONE, _NONE)
 
 
 class Federation:
@@ -96,7 +80,8 @@ class Federation:
         backbone: frozen; shared by all clients and lanes.
         prompts: of the classes.
         data: of all clients.
-        training: rounds, local epochs, batch size, who takes part.
+        training: rounds, local epochs, batch size, who takes part, and how much memory there is.
+        folders: where each lane's clients may wait between rounds; in memory where left out.
     """
 
     def __init__(
@@ -106,77 +91,106 @@ class Federation:
         prompts: Prompts,
         data: FederatedData,
         training: TrainingConfig,
+        folders: Sequence[Path] = (),
     ):
-        self.lanes, self.data, self.training = tuple(lanes), data, training
-        slots, self.everyone = side_by_side(lanes, data)
-        self.cohort = Cohort(slots, backbone, prompts)
-        self.servers = [self._server(lane, backbone) for lane in lanes]
-        shape = (len(lanes), len(data.ids))
-        self.correct = {part: torch.full(shape, -1) for part in ("validation", "test")}  # -1: not scored yet
+        self.lanes, self.backbone, self.prompts = tuple(lanes), backbone, prompts
+        self.data, self.training = data, training
+        stacked([lane.method for lane in lanes], torch.float32, backbone.device)  # refuses what cannot stand together
+        self.servers = [self._server(lane) for lane in lanes]
+        self.known = Known.at_start(len(lanes), len(data.ids), ranks_at_start(lanes[0].method, backbone))
+        self.stores = [ClientStore(folder, self.plan.on_disk) for folder in folders] or [ClientStore() for _ in lanes]
+        self.wave = training.wave  # clients side by side; 0: not decided yet
         self.round = 0
 
-    def _server(self, lane: Lane, backbone: Backbone) -> Server:
+    def _server(self, lane: Lane) -> Server:
         """The server's adapters before the first round."""
+        like = torch.empty(0, device=self.backbone.device, dtype=trained_dtype(self.backbone.model.dtype))
         shared: dict[str, Theta] = {}
         for name in lane.method.shared:
-            theta = initial(lane.method.adapters()[name], backbone, lane.seed, name, "server")
-            like = self.cohort.theta[name]
-            shared[name] = {
-                leaf: value.to(like[leaf]) for leaf, value in theta.items() if lane.method.sends(name, leaf)
-            }
+            theta = initial(lane.method.adapters()[name], self.backbone, lane.seed, name, "server")
+            shared[name] = {leaf: value.to(like) for leaf, value in theta.items() if lane.method.sends(name, leaf)}
         return Server(shared, lane.method.server_momentum)
 
     @property
     def rounds(self) -> int:
         return planned_rounds(self.lanes[0].method, self.training.rounds)
 
+    @property
+    def participants(self) -> int:
+        """Clients that take part in a round, all lanes together."""
+        return len(self.lanes) * count_joining(len(self.data.ids), self.training)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What one client takes, measured on the largest, and how the clients are cut into waves."""
+        largest = int(self.data.train.sizes().argmax())
+        probe = self.cohort(Wave(torch.tensor([0]), torch.tensor([largest])), ())
+        batch = next(self.data.train.select([largest]).in_order(self.training.batch_size))
+        return make_plan(probe, batch, len(self.lanes) * len(self.data.ids), self.training)
+
+    @property
+    def side_by_side(self) -> int:
+        """Clients of a full wave."""
+        return min(self.wave or self.plan.wave, self.participants)
+
     def steps(self) -> int:
         """Training steps of a round, at most."""
         longest = int(self.data.train.sizes().max())
-        return self.training.local_epochs * -(-longest // self.training.batch_size)
+        waves = -(-self.participants // self.side_by_side)
+        return waves * self.training.local_epochs * -(-longest // self.training.batch_size)
 
     def play_round(self, on_step: Callable[[], None] = lambda: None) -> list[RoundResult]:
         """The next round, in every lane."""
         started = time.perf_counter()
-        ids = self.data.ids
-        draws = [draw(lane.seed, self.round, ids, self.training) for lane in self.lanes]
-        rows = torch.cat([lane * len(ids) + joins.nonzero()[:, 0] for lane, (joins, _) in enumerate(draws)])
-        all_join = len(rows) == len(self.cohort.slots)
-        if not all_join:
-            self._score_at_start()
-        cohort = self.cohort if all_join else self.cohort.rows(rows)
-        data = self.everyone.select(rows.tolist())
+        self.score_start()
+        draws = [draw(lane.seed, self.round, self.data.ids, self.training) for lane in self.lanes]
+        joins, reports = (torch.stack(part) for part in zip(*draws, strict=True))  # (lanes, K) each
+        averages = [{name: lane.method.average() for name in lane.method.shared} for lane in self.lanes]
+        waves = self.waves(joins)
+        found = join([self._play(wave, n, reports, averages, on_step) for n, wave in enumerate(waves)])
+        for lane, server in enumerate(self.servers):
+            if reports[lane].any():
+                server.step({name: average.result() for name, average in averages[lane].items()})
+        self.round += 1
+        return self._results(found, time.perf_counter() - started)
 
-        self.download(cohort)
+    def _play(
+        self, wave: Wave, number: int, reports: Tensor, averages: Sequence[Averages], on_step: Callable[[], None]
+    ) -> Found:
+        """One wave of a round: download, local epochs, evaluate, upload."""
+        cohort, data = self.cohort(wave, self.stores), self.data.select(wave.rows.tolist())
+        self.download(cohort, wave)
         diagnostics = self._received(cohort, data)
         bytes_down = cohort.payload()
         losses = self._train(cohort, data, on_step)
-        self._score(cohort, data, rows)
+        self._score(cohort, data, wave)
         if self.training.diagnostics:
             diagnostics |= cohort.correct(data.test, EVALUATION_BATCH, cohort.method.inferences)
         if diagnostics:
-            diagnostics["predicted"] = self.correct["test"].view(-1)[rows]
-        bytes_up = cohort.payload()
-        reports = torch.cat([reports[joins] for joins, reports in draws])
-        self._aggregate(cohort, data.train.sizes(), reports)
-        if not all_join:
-            self.cohort.put_back(rows, cohort)
-        self.cohort.compact()
-        self.round += 1
-        seconds = time.perf_counter() - started
-        found = Found(rows, reports, losses, diagnostics, data.test.sizes(), bytes_down, bytes_up * reports)
-        return [self._result(lane, seconds, found) for lane in range(len(self.lanes))]
+            diagnostics["predicted"] = self.known.correct["test"][wave]
+        bytes_up, reported = cohort.payload(), reports[wave]
+        self._upload(cohort, wave, reported, averages)
+        cohort.compact()
+        self._keep(cohort, wave, number)
+        sizes = data.test.sizes()
+        return Found(*wave, reported, losses, diagnostics, sizes, bytes_down, bytes_up * reported)
 
-    def blocks(self, cohort: Cohort) -> Iterator[tuple[Server, slice]]:
-        """Each lane's server and where its clients stand in a cohort; lanes send equally many."""
-        width = len(cohort.slots) // len(self.lanes)
+    def waves(self, chosen: Tensor) -> Iterator[Wave]:
+        """The chosen clients in waves. chosen: bool [lanes, K]"""
+        self.wave = self.wave or self.plan.wave
+        lanes, rows = chosen.nonzero().unbind(1)
+        return split(lanes, rows, self.data.train.sizes(), self.wave)
+
+    def cohort(self, wave: Wave, stores: Sequence[ClientStore]) -> Cohort:
+        """The clients of a wave side by side: as the stores of the lanes have them, or else as they begin."""
+        places = list(zip(wave.lanes.tolist(), wave.rows.tolist(), strict=True))
+        slots = [Slot(self.data.ids[row], *self.lanes[lane]) for lane, row in places]
+        return Cohort(slots, self.backbone, self.prompts, recall(places, slots, stores, self.backbone))
+
+    def download(self, cohort: Cohort, wave: Wave) -> None:
+        """Give a cohort what the servers of its lanes hold, and start its round."""
         for lane, server in enumerate(self.servers):
-            yield server, slice(lane * width, (lane + 1) * width)
-
-    def download(self, cohort: Cohort) -> None:
-        """Give a cohort of these lanes what their servers hold, and start its round."""
-        for server, block in self.blocks(cohort):
-            cohort.download(server.shared, block)
+            cohort.download(server.shared, wave.of(lane) if len(self.lanes) > 1 else slice(None))
         cohort.start_round(float(self.round))
 
     def _received(self, cohort: Cohort, data: FederatedData) -> dict[str, Tensor]:
@@ -197,99 +211,78 @@ class Federation:
             losses = cohort.fit(batches, on_step)
         return losses
 
-    def _score(self, cohort: Cohort, data: FederatedData, rows: Tensor) -> None:
+    def _score(self, cohort: Cohort, data: FederatedData, wave: Wave) -> None:
         for part, samples in (("validation", data.validation), ("test", data.test)):
-            self.correct[part].view(-1)[rows] = cohort.correct(samples, EVALUATION_BATCH)[""]
+            self.known.correct[part][wave] = cohort.correct(samples, EVALUATION_BATCH)[""]
 
-    def _score_at_start(self) -> None:
-        """Before the first round, clients that may sit it out are scored as they are."""
-        if (self.correct["test"] < 0).any():
-            self._score(self.cohort, self.everyone, torch.arange(len(self.cohort.slots)))
+    def score_start(self) -> list[RoundResult]:
+        """Before the first round of those in which some sit out, score all clients as they begin, and keep none."""
+        if self.training.participation == 1 or not (self.known.correct["test"] < 0).any():
+            return []
+        started = time.perf_counter()
+        for wave in self.waves(self.known.correct["test"] < 0):
+            self._score(self.cohort(wave, self.stores), self.data.select(wave.rows.tolist()), wave)
+        return self._results(NOBODY, time.perf_counter() - started)
 
-    def _aggregate(self, cohort: Cohort, samples: Tensor, reports: Tensor) -> None:
-        """The server's step of each lane, from the clients that reported; without any, nothing changes."""
-        uploads = cohort.upload()
+    def _upload(self, cohort: Cohort, wave: Wave, reported: Tensor, averages: Sequence[Averages]) -> None:
+        """Add what arrives of a wave to the averages of its lanes."""
+        samples = self.data.train.sizes()[wave.rows]
         weights = torch.ones_like(samples) if cohort.method.averaging == "uniform" else samples
-        for server, block in self.blocks(cohort):
-            chosen = torch.arange(len(weights))[block][reports[block]]
-            if len(chosen) and uploads:
-                arrived = {
-                    name: {leaf: v[chosen.to(v.device)] for leaf, v in up.items()} for name, up in uploads.items()
-                }
-                server.step(cohort.method.aggregate(arrived, weights[chosen]))
+        for name, theta in cohort.upload().items():
+            for lane, average in enumerate(averages):
+                chosen = ((wave.lanes == lane) & reported).nonzero()[:, 0]
+                if len(chosen):
+                    arrived = {leaf: value[chosen.to(value.device)] for leaf, value in theta.items()}
+                    average[name].add(arrived, weights[chosen])
 
-    def _result(self, lane: int, seconds: float, found: Found) -> RoundResult:
-        clients = len(self.data.ids)
-        mine = found.rows // clients == lane  # among the participants
-        places = found.rows[mine] % clients
-        block = slice(lane * clients, (lane + 1) * clients)
+    def _keep(self, cohort: Cohort, wave: Wave, number: int) -> None:
+        """Put a wave's clients back into the stores of their lanes."""
+        for name, theta in cohort.theta.items():
+            for site, active in active_by_site(theta).items():
+                self.known.active[f"{name}/{site}"][wave] = active.cpu().int()
+        state, name = cohort.state_dict(), f"round-{self.round + 1:04d}-{number}.safetensors"
+        for lane, store in enumerate(self.stores):
+            places = wave.of(lane)
+            mine = state if len(places) == len(wave.rows) else {key: v[places] for key, v in state.items()}
+            if len(places):
+                store.put(name, wave.rows[places].tolist(), mine)
 
-        def spread(values: Tensor, fill: float) -> Tensor:
-            whole = torch.full((clients,), fill, dtype=values.dtype)
-            whole[places] = values[mine]
-            return whole
-
-        samples = found.test_sizes[mine].sum().item()
-        gated = {name: theta for name, theta in self.cohort.theta.items() if gates(theta)}
-        return RoundResult(
-            round=self.round,
-            seconds=seconds,
-            participated=spread(torch.ones_like(mine), False),
-            reported=spread(found.reports, False),
-            losses={name: spread(loss, float("nan")) for name, loss in found.losses.items()},
-            validation_correct=self.correct["validation"][lane].clone(),
-            test_correct=self.correct["test"][lane].clone(),
-            diagnostics={
-                k: 100 * v[mine].sum().item() / samples for k, v in found.diagnostics.items() if k and samples
-            },
-            active={
-                f"{name}/{site}": active[block].cpu()
-                for name, theta in gated.items()
-                for site, active in active_by_site(theta).items()
-            },
-            ranks={
-                f"{name}/{site}": self.cohort.adapters[name].shapes(site, self.cohort.backbone.sites[site])["gate"][0]
-                for name, theta in gated.items()
-                for site in active_by_site(theta)
-            },
-            bytes_down=spread(found.bytes_down, 0),
-            bytes_up=spread(found.bytes_up, 0),
-            lanes=len(self.lanes),
-            peak_mib=peak_mib(),
-        )
+    def _results(self, found: Found, seconds: float) -> list[RoundResult]:
+        about = {"round": self.round, "seconds": seconds, "lanes": len(self.lanes)}
+        return [self.known.result(lane, found, **about) for lane in range(len(self.lanes))]
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """One lane: its server, its clients, and their scores."""
-        clients = len(self.data.ids)
-        block = slice(lane * clients, (lane + 1) * clients)
-        state = {f"server/{name}": value for name, value in self.servers[lane].state_dict().items()}
-        state |= {f"cohort/{name}": value[block] for name, value in self.cohort.state_dict().items()}
-        return state | {f"correct/{part}": counts[lane] for part, counts in self.correct.items()}
+        """What a lane must keep between rounds beside its clients' store: its server, and what is known of clients."""
+        server = {f"server/{name}": value for name, value in self.servers[lane].state_dict().items()}
+        return server | self.known.state_dict(lane)
 
     def load_state_dict(self, round: int, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on after `round` from what `state_dict` gave then, for each lane."""
         self.round = round
         for lane, state in enumerate(states):
-            self.servers[lane].load_state_dict(part(state, "server/"))
-            for name, counts in part(state, "correct/").items():
-                self.correct[name][lane] = counts
-        cohorts = [part(state, "cohort/") for state in states]
-        self.cohort.load_state_dict({name: torch.cat([one[name] for one in cohorts]) for name in cohorts[0]})
+            self.servers[lane].load_state_dict(under(state, "server/"))
+            self.known.load_state_dict(lane, state)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a round gave for its participants in all lanes, [P] each; rows say where they stand among all slots."""
+def recall(
+    places: Sequence[tuple[int, int]], slots: Sequence[Slot], stores: Sequence[ClientStore], backbone: Backbone
+) -> dict[str, Tensor]:
+    """The state of clients, from the stores where they have been before. places: (lane, row) of each"""
+    parts: list[Part] = []
+    fresh = [place for place, (lane, row) in enumerate(places) if not stores or row not in stores[lane].where]
+    for lane, store in enumerate(stores):
+        held = {row: place for place, (owner, row) in enumerate(places) if owner == lane and row in store.where}
+        parts += store.parts(held)
+    if fresh:
+        parts.append((fresh, pack(beginning([slots[place] for place in fresh], backbone))))
+    return gather(parts)
 
-    rows: Tensor
-    reports: Tensor
-    losses: Mapping[str, Tensor]
-    diagnostics: Mapping[str, Tensor]
-    test_sizes: Tensor
-    bytes_down: Tensor
-    bytes_up: Tensor
 
-
-def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def ranks_at_start(method: Method, backbone: Backbone) -> dict[str, int]:
+    """Ranks that have a gate, by "adapter/site", before any is pruned."""
+    shapes = {
+        f"{name}/{site}": adapter.shapes(site, backbone.sites[site])
+        for name, adapter in method.adapters().items()
+        for site in backbone.sites
+    }
+    return {key: at["gate"][0] for key, at in shapes.items() if "gate" in at}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from feddlp.costs import sent_parameters, trainable_parameters
 from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import Federation, RoundResult
+from feddlp.federation.results import RoundResult
+from feddlp.federation.rounds import Federation
 from feddlp.model.adapters import LinearSite
 
 Row = dict[str, Any]
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 def round_row(name: str, lane: int, federation: Federation, result: RoundResult) -> Row:
     """One line of rounds.jsonl. Accuracies in %; bytes are the round's total, divided by the number of clients."""
     data, (seed, method) = federation.data, federation.lanes[lane]
-    sites = federation.cohort.backbone.sites
+    sites = federation.backbone.sites
     clients = len(data.ids)
     test = accuracy(result.test_correct, data.test.sizes())
     validation = accuracy(result.validation_correct, data.validation.sizes())
@@ -40,10 +41,12 @@ def round_row(name: str, lane: int, federation: Federation, result: RoundResult)
         "bytes_down": whole(result.bytes_down.sum().item() / clients),
         "bytes_up": whole(result.bytes_up.sum().item() / clients),
         "active_ranks": None if not result.active else sum_active(result.active).double().mean().item(),
-        "gates": gates_at_start(federation),
+        "gates": sum(result.ranks.values()),
         "export_bytes": export_bytes(federation, result),
         "seconds": round(result.seconds, 3),
         "lanes": result.lanes,
+        "wave": federation.side_by_side,
+        "activation_mib": round(federation.plan.activation_mib, 3),
         "peak_mib": round(result.peak_mib, 1),
     }
 
@@ -71,7 +74,7 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
     """Bytes of A and B of the ranks that are left, gates folded in, mean over clients; None without gates."""
     if not result.active:
         return None
-    sites, total = federation.cohort.backbone.sites, 0.0
+    sites, total = federation.backbone.sites, 0.0
     for key, active in result.active.items():
         site = sites[site_only(key)]
         assert isinstance(site, LinearSite)
@@ -79,23 +82,14 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
     return total
 
 
-def gates_at_start(federation: Federation) -> int:
-    """How many gates a client begins with, whatever was taken away since."""
-    sites = federation.cohort.backbone.sites
-    shapes = [
-        adapter.shapes(name, site) for adapter in federation.cohort.adapters.values() for name, site in sites.items()
-    ]
-    return sum(at["gate"][0] for at in shapes if "gate" in at)
-
-
 def client_rows(name: str, lane: int, federation: Federation, result: RoundResult) -> list[Row]:
-    """The rows of clients.csv for one round."""
+    """The rows of clients.csv for one round: of who took part, and before the first round of everybody."""
     data = federation.data
-    sizes = {part: getattr(data, part).sizes().tolist() for part in ("train", "validation", "test")}
-    active = sum_active(result.active).tolist() if result.active else None
+    sizes = {part: getattr(data, part).sizes() for part in ("train", "validation", "test")}
+    active = sum_active(result.active) if result.active else None
     rows = []
-    for k, client in enumerate(data.ids):
-        tests, correct = sizes["test"][k], int(result.test_correct[k])
+    for k in listed(result).tolist():
+        tests, correct = int(sizes["test"][k]), int(result.test_correct[k])
         joined = bool(result.participated[k])
         losses = {key: loss[k].item() for key, loss in result.losses.items()} if joined else {}
         rows.append(
@@ -103,13 +97,13 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
                 "method": name,
                 "seed": federation.lanes[lane].seed,
                 "round": result.round,
-                "client": client,
-                **{f"{part}_samples": counts[k] for part, counts in sizes.items()},
+                "client": data.ids[k],
+                **{f"{part}_samples": int(counts[k]) for part, counts in sizes.items()},
                 "validation_correct": int(result.validation_correct[k]),
                 "test_correct": correct,
                 "test_accuracy": round(100 * correct / tests, 6) if tests else "",
                 "train_loss": ";".join(f"{key}={loss:.6g}" for key, loss in losses.items() if math.isfinite(loss)),
-                "active_ranks": active[k] if active else "",
+                "active_ranks": "" if active is None else int(active[k]),
                 "participated": int(joined),
                 "reported": int(result.reported[k]),
                 "bytes_down": int(result.bytes_down[k]),
@@ -119,15 +113,23 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
     return rows
 
 
+def listed(result: RoundResult) -> Tensor:
+    """The places of the clients that a round's records tell of."""
+    told = result.participated if result.round else torch.ones_like(result.participated)
+    return told.nonzero()[:, 0]
+
+
 def rank_row(name: str, lane: int, federation: Federation, result: RoundResult) -> Row | None:
-    """One line of ranks.jsonl: active ranks of every client at every site; None for a method without gates."""
+    """One line of ranks.jsonl: active ranks of who took part, at every site; None for a method without gates."""
     if not result.active:
         return None
+    told = listed(result)
     return {
         "method": name,
         "seed": federation.lanes[lane].seed,
         "round": result.round,
-        "active": {site_only(key): counts.tolist() for key, counts in result.active.items()},
+        "clients": [federation.data.ids[k] for k in told.tolist()],
+        "active": {site_only(key): counts[told].tolist() for key, counts in result.active.items()},
         "ranks": {site_only(key): count for key, count in result.ranks.items()},
     }
 

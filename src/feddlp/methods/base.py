@@ -24,7 +24,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from feddlp.data.batches import Batch
-from feddlp.federation.aggregation import average_products, weighted_mean
+from feddlp.federation.aggregation import Average, ProductMean, WeightedMean
 from feddlp.model.adapters import Adapter, Layers, LoRA, LoRAInit, LoRAScaling, Theta, View
 from feddlp.model.gates import GatedLoRA, GateInit, GateSchedule, Prox
 from feddlp.training.losses import Objective, cross_entropy
@@ -120,9 +120,9 @@ class Method(ABC):
     def receive(self, theta: dict[str, Theta]) -> None:  # noqa: B027 - most methods have nothing to do
         """Called after each download with all adapters of the cohort; the place to keep a frozen copy."""
 
-    def aggregate(self, uploads: dict[str, Theta], weights: Tensor) -> dict[str, Theta]:
-        """The server's step: uploads [K, ...] and weights [K] to new shared adapters without the K axis."""
-        return {name: weighted_mean(theta, weights) for name, theta in uploads.items()}
+    def average(self) -> Average:
+        """How the server averages the uploads of one adapter over a round."""
+        return WeightedMean()
 
     def ce(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy under the method's objective. [K, B, C] -> [K]"""
@@ -178,9 +178,8 @@ class LoRAMethod(Method):
         private = self.factors_sent == "A" and leaf.endswith(".B")
         return super().sends(name, leaf) and self.learns(name, leaf) and not private
 
-    def aggregate(self, uploads: dict[str, Theta], weights: Tensor) -> dict[str, Theta]:
-        average = weighted_mean if self.average_of == "factors" else average_products
-        return {name: average(theta, weights) for name, theta in uploads.items()}
+    def average(self) -> Average:
+        return WeightedMean() if self.average_of == "factors" else ProductMean()
 
 
 @dataclass(frozen=True, kw_only=True)

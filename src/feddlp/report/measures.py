@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from feddlp.costs import MIB
+from feddlp.report.latest import Row
 from feddlp.report.readings import Measure, accuracy, measure, picked, shown
-from feddlp.report.series import Row, Setting, Track, number
+from feddlp.report.series import Setting, Track, number
 
 
 @dataclass(frozen=True)

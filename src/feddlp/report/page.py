@@ -17,7 +17,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from feddlp.errors import UserError
-from feddlp.records import RunFolder, write_atomically
+from feddlp.files import write_atomically
+from feddlp.records import RunFolder
 from feddlp.report import maps, results
 from feddlp.report.blocks import Section, joined
 from feddlp.report.measures import finding

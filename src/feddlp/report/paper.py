@@ -18,6 +18,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from feddlp.report.latest import Row
 from feddlp.report.paper_forms import Cell, Line, PaperTable, Value, value_of
 from feddlp.report.paper_notes import notes
 from feddlp.report.paper_numbers import (
@@ -36,7 +37,6 @@ from feddlp.report.paper_numbers import (
     runs_of,
     test_pooled,
 )  # fmt: skip
-from feddlp.report.series import Row
 
 
 class Need(NamedTuple):

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from feddlp.costs import MIB
+from feddlp.report.latest import Row
 from feddlp.report.paper_forms import Value, value_of
 from feddlp.report.readings import Picked, accuracy, picked
-from feddlp.report.series import Row
 
 
 class Key(NamedTuple):

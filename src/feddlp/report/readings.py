@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from feddlp.report.series import Row
+from feddlp.report.latest import Row
 
 ABSENT = "–"
 

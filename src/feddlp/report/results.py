@@ -21,11 +21,12 @@ from feddlp.report.blocks import (
     line_legend,
     long_rows,
 )  # fmt: skip
+from feddlp.report.latest import Row
 from feddlp.report.measures import Curve
 from feddlp.report.plots import Style
 from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
 from feddlp.report.readings import accuracy as accuracy_of
-from feddlp.report.series import Row, Setting, Track
+from feddlp.report.series import Setting, Track
 
 Styles = Mapping[str, Style]
 WAYS = {

@@ -7,7 +7,6 @@ matters. Records that older versions did not write, or that a stopped run has no
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import tomllib
@@ -18,9 +17,8 @@ from typing import Any
 
 from feddlp.errors import UserError
 from feddlp.records import RunFolder
+from feddlp.report.latest import Key, Row, last_clients, last_ranks
 
-Row = Mapping[str, Any]
-Key = tuple[str, int]  # method, seed
 NOT_A_SETTING = {"name", "runs_dir", "seed", "methods", "method", "model.device"}  # names, places, and what is compared
 
 LONGEST_TITLE = 8  # options
@@ -28,7 +26,7 @@ LONGEST_TITLE = 8  # options
 
 @dataclass(frozen=True)
 class Run:
-    """One folder's records; the tables of clients and ranks hold each method's last round only."""
+    """One folder's records; of clients and ranks what is known of every client after each method's last round."""
 
     name: str
     toml: str
@@ -139,22 +137,6 @@ def by_key(rows: Sequence[Row]) -> dict[Key, tuple[Row, ...]]:
     return {key: tuple(rounds[number] for number in sorted(rounds)) for key, rounds in found.items()}
 
 
-def last_clients(path: Path, rows: Mapping[Key, Sequence[Row]]) -> dict[Key, tuple[Row, ...]]:
-    """The rows of clients.csv that belong to each method's last round, in the order of the clients."""
-    found: dict[Key, list[Row]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                key = row["method"], integer(row.get("seed"))
-                if key in rows and integer(row.get("round")) == rows[key][-1]["round"] and row.get("client"):
-                    found.setdefault(key, []).append(row)
-    return {key: tuple(sorted(clients, key=lambda row: int(row["client"]))) for key, clients in found.items()}
-
-
-def integer(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else -1
-
-
 def number(text: Any) -> float | None:
     """A cell of clients.csv; None where it is empty, cut off or absent."""
     try:
@@ -173,16 +155,15 @@ def read_run(folder: RunFolder) -> Run:
     rows = by_key(folder.read_rounds())
     if not rows:
         raise UserError(f"{folder.path} has no finished round to report on; go on with: feddlp resume {folder.path}")
-    ranks = {(row["method"], row["seed"], row["round"]): row for row in folder.read_ranks()}
-    last = {key: (*key, rounds[-1]["round"]) for key, rounds in rows.items()}
+    clients = last_clients(folder.clients, rows)
     return Run(
         name=folder.path.as_posix(),
         toml=toml,
         config=config,
         environment=flatten(folder.read_environment()),
         rows=rows,
-        clients=last_clients(folder.clients, rows),
-        ranks={key: ranks[place] for key, place in last.items() if place in ranks},
+        clients=clients,
+        ranks=last_ranks(folder.read_ranks(), rows, clients),
         newcomers={(row["method"], row["seed"]): row for row in folder.read_newcomers().values()},
         partition=folder.read_partition(),
     )

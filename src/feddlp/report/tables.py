@@ -15,8 +15,8 @@ from rich.text import Text
 
 from feddlp.costs import MIB
 from feddlp.errors import UserError
+from feddlp.report.latest import Row
 from feddlp.report.readings import picked
-from feddlp.report.series import Row
 
 
 @dataclass(frozen=True)

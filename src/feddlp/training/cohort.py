@@ -21,7 +21,7 @@ from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
 from feddlp.model.gates import GatedLoRA, keep, survivors
 from feddlp.randomness import generator
-from feddlp.training.optim import AdamW
+from feddlp.training.optim import AdamW, flatten
 
 Predict = Callable[[Forward, Batch], Mapping[str, Tensor]]
 """Ways to predict: name -> logits [K, B, C]."""
@@ -45,6 +45,32 @@ def stack(thetas: Sequence[Theta]) -> Theta:
     return {name: torch.stack([theta[name] for theta in thetas]) for name in thetas[0]}
 
 
+def beginning(slots: Sequence[Slot], backbone: Backbone) -> dict[str, Tensor]:
+    """The state of clients before they first take part: their first adapters, and no moments. [K, ...] each
+
+    A shared adapter begins as the server's, so that leaves that never travel are the same for all too.
+    """
+    method = slots[0].method
+    state: dict[str, Tensor] = {}
+    for name, adapter in method.adapters().items():
+        owners = [(slot.seed, "server" if name in method.shared else slot.client) for slot in slots]
+        starts = {owner: initial(adapter, backbone, owner[0], name, owner[1]) for owner in dict.fromkeys(owners)}
+        theta = stack([starts[owner] for owner in owners])
+        state |= {f"{name}/theta/{leaf}": v.to(trained_dtype(backbone.model.dtype)) for leaf, v in theta.items()}
+        learning = [leaf for leaf in theta if method.learns(name, leaf)]
+        moments = [(moment, leaf) for moment in ("m", "v") for leaf in learning]
+        state |= {
+            f"{name}/{moment}/{leaf}": torch.zeros_like(state[f"{name}/theta/{leaf}"]) for moment, leaf in moments
+        }
+        state |= {f"{name}/steps": torch.zeros(len(slots), dtype=torch.int64)} if learning else {}
+    return state
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 class Cohort:
     """K clients with their adapters and optimisers.
 
@@ -52,21 +78,24 @@ class Cohort:
         slots: who they are; client id and seed address the randomness, so a client is the same in every cohort.
         backbone: shared and frozen.
         prompts: of the classes.
+        state: what `state_dict` gave of the same clients; as they begin where left out.
     """
 
-    def __init__(self, slots: Sequence[Slot], backbone: Backbone, prompts: Prompts):
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        backbone: Backbone,
+        prompts: Prompts,
+        state: Mapping[str, Tensor] | None = None,
+    ):
         self.slots, self.backbone, self.prompts = tuple(slots), backbone, prompts
-        dtype = trained_dtype(backbone.model.dtype)
-        self.method = stacked([slot.method for slot in slots], dtype, backbone.device)
+        self.method = stacked([slot.method for slot in slots], trained_dtype(backbone.model.dtype), backbone.device)
         self.adapters = self.method.adapters()
         self.theta: dict[str, Theta] = {}
-        for name in self.adapters:
-            start = stack([self._initial(name, slot) for slot in slots])
-            self.theta[name] = {leaf: value.to(backbone.device, dtype) for leaf, value in start.items()}
         self.optimizers: dict[str, AdamW] = {}
         self.received: dict[str, Theta] = {}  # the anchors of FedProx
         self.progress = 0.0  # rounds finished
-        self._wake()
+        self.load_state_dict(beginning(slots, backbone) if state is None else state)
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
 
     @property
@@ -74,32 +103,17 @@ class Cohort:
         """(client id, seed) of each slot, by which its batches are shuffled."""
         return [(slot.client, slot.seed) for slot in self.slots]
 
-    def _initial(self, name: str, slot: Slot) -> Theta:
-        """A shared adapter begins as the server's, so that leaves that never travel are the same for all too."""
-        owner = "server" if name in slot.method.shared else slot.client
-        return initial(self.adapters[name], self.backbone, slot.seed, name, owner)
-
-    def _wake(self) -> None:
-        """Gradients for the leaves that learn, and a fresh optimiser for every adapter that has any."""
-        for name in self.theta:
-            learning = self.learning(name)
-            for value in learning.values():
-                value.requires_grad_()
-            if learning:
-                options = self.method.optimizer_options()
-                self.optimizers[name] = AdamW(learning, unclipped=self.adapters[name].unclipped, **options)
-
     def learning(self, name: str) -> Theta:
         """The leaves of an adapter that are trained."""
         return {leaf: value for leaf, value in self.theta[name].items() if self.method.learns(name, leaf)}
 
     @torch.no_grad()
-    def download(self, shared: Mapping[str, Theta], rows: slice = slice(None)) -> None:
-        """The clients in `rows` take over the server's adapters (no K axis)."""
+    def download(self, shared: Mapping[str, Theta], rows: slice | Tensor = slice(None)) -> None:
+        """The clients in `rows` (indices, or all) take over the server's adapters (no K axis)."""
         for name, received in shared.items():
             theta = {leaf: value[rows] for leaf, value in self.theta[name].items()}
             for leaf, value in self.method.take(name, theta, received).items():
-                theta[leaf].copy_(value)
+                self.theta[name][leaf][rows] = value
 
     def start_round(self, progress: float) -> None:
         """After all downloads: what the method keeps of them, and how far the federation has come."""
@@ -113,8 +127,7 @@ class Cohort:
             }
         if self.method.reset_optimizer:
             for optimizer in self.optimizers.values():
-                for moment in optimizer.state_dict().values():
-                    moment.zero_()
+                optimizer.forget()
 
     def upload(self) -> dict[str, Theta]:
         """What leaves the clients, [K, ...] each."""
@@ -194,33 +207,35 @@ class Cohort:
         return totals
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a client must keep between rounds: adapters and optimiser state, K axis first."""
-        state = {}
+        """Everything a client must keep between rounds, [K, ...] each; views of the live tensors.
+
+        "adapter/theta/leaf", "adapter/m/leaf" and "adapter/v/leaf" for those that learn, and "adapter/steps".
+        """
+        state: dict[str, Tensor] = {}
         for name, theta in self.theta.items():
-            state.update({f"{name}/theta/{leaf}": value.detach() for leaf, value in theta.items()})
-        for name, optimizer in self.optimizers.items():
-            state.update({f"{name}/adam/{leaf}": value for leaf, value in optimizer.state_dict().items()})
+            state |= {f"{name}/theta/{leaf}": value.detach() for leaf, value in theta.items()}
+            if name in self.optimizers:
+                m, v = self.optimizers[name].moments(self.learning(name))
+                state |= {f"{name}/m/{leaf}": value for leaf, value in m.items()}
+                state |= {f"{name}/v/{leaf}": value for leaf, value in v.items()}
+                state[f"{name}/steps"] = self.optimizers[name].steps
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave; of another shape where ranks had been taken away."""
-        for name, theta in self.theta.items():
-            for leaf, value in theta.items():
-                theta[leaf] = state[f"{name}/theta/{leaf}"].to(value).clone()
-        self._wake()
-        for name, optimizer in self.optimizers.items():
-            for leaf, tensor in optimizer.state_dict().items():
-                tensor.copy_(state[f"{name}/adam/{leaf}"])
-
-    def rows(self, rows: Tensor) -> Cohort:
-        """A cohort of its own of some of the clients, with copies of their state. rows: indices"""
-        part = Cohort([self.slots[row] for row in rows.tolist()], self.backbone, self.prompts)
-        part.load_state_dict({name: value[rows.to(value.device)] for name, value in self.state_dict().items()})
-        return part
-
-    @torch.no_grad()
-    def put_back(self, rows: Tensor, part: Cohort) -> None:
-        """Take over the state of clients that `rows` gave away."""
-        new = part.state_dict()
-        for name, value in self.state_dict().items():
-            value[rows.to(value.device)] = new[name]
+        """Take over a copy of what `state_dict` gave; of another shape where ranks had been taken away."""
+        like = torch.empty(0, device=self.backbone.device, dtype=trained_dtype(self.backbone.model.dtype))
+        for name in self.adapters:
+            theta = under(state, f"{name}/theta/")
+            self.theta[name] = {
+                leaf: value.detach().to(like, copy=True, memory_format=torch.contiguous_format)
+                for leaf, value in theta.items()
+            }
+            if learning := self.learning(name):
+                for value in learning.values():
+                    value.requires_grad_()
+                options = self.method.optimizer_options()
+                optimizer = AdamW(learning, unclipped=self.adapters[name].unclipped, **options)
+                optimizer.m = flatten(state[f"{name}/m/{leaf}"].to(like) for leaf in learning)
+                optimizer.v = flatten(state[f"{name}/v/{leaf}"].to(like) for leaf in learning)
+                optimizer.steps = state[f"{name}/steps"].to(self.backbone.device, copy=True)
+                self.optimizers[name] = optimizer

@@ -98,14 +98,17 @@ class AdamW:
 
     def reshape(self, theta: Theta, change: Callable[[Theta], Theta]) -> None:
         """Carry the moments along when leaves change shape: `change` maps what is shaped as `theta` to its new form."""
-        sizes = [leaf[0].numel() for leaf in theta.values()]
-        moments = []
-        for flat in (self.m, self.v):
-            parts = zip(theta.items(), torch.split(flat, sizes, dim=1), strict=True)
-            moments.append(change({name: part.view_as(leaf) for (name, leaf), part in parts}))
-        self.m, self.v = (flatten(moment.values()) for moment in moments)
-        self.clipped = self._clipped(moments[0])
+        m, v = (change(moment) for moment in self.moments(theta))
+        self.m, self.v = flatten(m.values()), flatten(v.values())
+        self.clipped = self._clipped(m)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The live tensors: m and v [K, P], steps [K]."""
-        return {"m": self.m, "v": self.v, "steps": self.steps}
+    def moments(self, theta: Theta) -> tuple[Theta, Theta]:
+        """m and v as leaves, shaped as those of `theta`; views of the live tensors."""
+        sizes = [leaf[0].numel() for leaf in theta.values()]
+        m, v = (zip(theta.items(), torch.split(flat, sizes, dim=1), strict=True) for flat in (self.m, self.v))
+        return ({n: part.view_as(leaf) for (n, leaf), part in m}, {n: part.view_as(leaf) for (n, leaf), part in v})
+
+    def forget(self) -> None:
+        """As if no client had ever stepped."""
+        for moment in (self.m, self.v, self.steps):
+            moment.zero_()

@@ -1,0 +1,54 @@
+"""Files that are whole whatever happens to the process, and noticed where they are not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as `write_whole` does, and have it survive a power cut as well."""
+    write_whole(path, content)
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the target, flush to the disk, then replace: readers see the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a new file is still there after a power cut."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def make_folder(path: Path) -> None:
+    """A folder with its parents, flushed."""
+    if not path.exists():
+        path.mkdir(parents=True)
+        sync_folder(path.parent)
+        sync_folder(path.parent.parent)
+
+
+def append(path: Path, text: str) -> None:
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
