@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from feddlp.bench.synthetic import clip_config, random_backbone, random_data, random_pool, random_prompts
-from feddlp.cli import quiet_libraries
+from feddlp.commands.common import quiet_libraries
 from feddlp.config import TrainingConfig
 from feddlp.costs import trainable_parameters
 from feddlp.federation.rounds import FederatedData, Federation, Lane

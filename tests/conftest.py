@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
+from rich.console import Console
 
-from feddlp.config import TrainingConfig
+from feddlp import api, cli
+from feddlp.config import TrainingConfig, load_config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
 from feddlp.data.datasets import Dataset
@@ -18,6 +23,8 @@ from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Backbone, load_backbone
+from feddlp.progress import PlainReporter
+from terminal import Ended
 
 TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
@@ -115,3 +122,55 @@ def make_federation(
         return Federation(lanes, backbone, exact_prompts if exact else prompts, data, config)
 
     return make
+
+
+PLAYED = """
+methods = "zero_shot, feddlp, pruned, gone, ensemble, flora, local, feddat, combined, ffa, fedclip, fedavg"
+[method]
+lr = 0.01
+pruned = {variant_of = "feddlp", gate_threshold = 0.15}
+gone = {variant_of = "feddlp", gate_threshold = 9.0}
+ensemble = {variant_of = "feddlp", inference = "ensemble"}
+ffa = {variant_of = "flora", factors_trained = "B"}
+[data]
+clients = 4
+newcomers = 1
+partition = "few_shot_iid"
+shots = 3
+[training]
+rounds = 2
+batch_size = 8
+"""  # in the first of two rounds the copies of feddat and combined are still without effect
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory) -> Callable[[str], api.Run]:
+    """played(tower): a finished run of many methods that adapt it, made once."""
+    folder = tmp_path_factory.mktemp("played")
+    (folder / "played.toml").write_text(PLAYED)
+
+    @cache
+    def play(tower: str) -> api.Run:
+        words = [f"model.adapt={tower}", f"name={tower}", f"runs_dir={folder}"]
+        return api.run(load_config(folder / "played.toml", words), PlainReporter(Console(quiet=True)))
+
+    return play
+
+
+@pytest.fixture
+def feddlp(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder and in this process."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["feddlp", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)

@@ -5,62 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from feddlp import __version__, cli, experiment, materials
+from feddlp import __version__, experiment, materials
 from feddlp.data.datasets import SOURCES
 from feddlp.hyperparameters import variants
 from feddlp.methods import registry
 from feddlp.model.backbone import EMBEDDED
+from terminal import assert_mistake, process
 
 SMALL = ["methods=zero_shot", "training.rounds=1", "name=small"]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def feddlp(tmp_path, monkeypatch, capsys):
-    """Run a command in an empty folder and in this process."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*words: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["feddlp", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return Ended(code, *capsys.readouterr())
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
-
-
-def process(*words: str, cwd: Path) -> Ended:
-    """The same in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "feddlp", *words], capture_output=True, text=True, cwd=cwd)
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def assert_mistake(ended: Ended, *parts: str) -> None:
-    """Exit code 2, and one line that names what is wrong."""
-    assert ended.code == 2
-    assert ended.err.startswith("feddlp: error: ")
-    assert ended.err.count("\n") == 1
-    assert ended.err.endswith("\n")
-    assert "Traceback" not in ended.err + ended.out
-    for part in parts:
-        assert part in ended.err
 
 
 def assert_untouched(folder: Path, *expected: str) -> None:
@@ -259,7 +215,9 @@ def test_methods_and_data_sets_are_listed_one_a_line(feddlp):
         assert all(len(line.split()) > 2 for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "show", "methods", "datasets", "bench"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "show", "methods", "datasets", "bench", "export", "predict", "evaluate"]
+)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help_with_an_example(feddlp, command, flag):
     ended = feddlp(command, flag)
@@ -270,7 +228,21 @@ def test_every_command_has_help_with_an_example(feddlp, command, flag):
 def test_the_general_help_names_every_command(feddlp):
     ended = feddlp("--help")
     assert ended.code == 0
-    for command in ("run", "resume", "sweep", "reproduce", "report", "show", "methods", "datasets", "data", "bench"):
+    for command in (
+        "run",
+        "resume",
+        "sweep",
+        "reproduce",
+        "report",
+        "show",
+        "methods",
+        "datasets",
+        "data",
+        "bench",
+        "export",
+        "predict",
+        "evaluate",
+    ):
         assert any(line.split()[:1] == [command] for line in ended.out.splitlines())
     assert "feddlp run" in ended.out
 

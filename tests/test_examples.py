@@ -27,3 +27,14 @@ def test_a_method_in_a_folder_of_ones_own_is_a_method_like_any_other(tmp_path):
     assert 0 < fedper["bytes_up"] < flora["bytes_up"] / 2  # one layer of three travels, and no projection
     assert 4 * fedper["parameters_sent"] == fedper["bytes_up"]
     assert "shared_layers = 1" in (tmp_path / "runs/own/config.toml").read_text()
+
+
+def test_the_python_example_runs_from_its_first_cell_to_its_last(tmp_path):
+    words = ["training.rounds=1", "data.clients=2", "data.partition=few_shot_iid", "data.shots=4", "model.device=cpu"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "from_python.py", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "same class: " in done.stdout
+    assert "adapter_model.safetensors" in done.stdout
+    assert (tmp_path / "runs" / "from-python" / "client-0" / "README.md").is_file()

@@ -92,19 +92,20 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
         inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
     labels = dataset.labels.to(backbone.device)
-    counts: dict[str, Any] = {
+    partition = {
         "class_names": list(source.class_names),
+        "template": template,
         "clients": class_counts(splits, dataset.labels.numpy(), len(source.class_names)),
         "newcomers": late,
     }
     if config.data.partition == "natural":
-        counts["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
+        partition["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
     return Materials(
         backbone=backbone,
         prompts=encoded,
         data=client_data(inputs, labels, splits, members),
         newcomers=client_data(inputs, labels, splits, late) if late else None,
-        partition=counts,
+        partition=partition,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
         left_out=dataset.left_out,
     )

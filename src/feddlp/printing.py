@@ -1,9 +1,11 @@
-"""What the commands print when they are done: lists and tables, made from records."""
+"""What the commands print when they are done: lists and tables, made from records and from predictions."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from rich.console import Console
 from feddlp.bench import text as bench_text
 from feddlp.errors import UserError
 from feddlp.experiment import missing_newcomers, missing_rounds
+from feddlp.export import Exported
 from feddlp.files import write_atomically
+from feddlp.inference import ClassScore, Prediction
 from feddlp.records import RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
@@ -90,3 +94,62 @@ def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(result, indent=1))
     else:
         print_list(dict(bench_text.describe(result)))
+
+
+def print_exported(exported: Exported) -> None:
+    """Where a model is now, and how to use it."""
+    about, ranks = exported.manifest, exported.ranks
+    whose = f"client {about.client}" if about.adapter == "local" else "the server"
+    print(f"{exported.folder}: {about.method} of {whose} after round {about.round}, {form_of(exported)}")
+    if not ranks and not about.merged:
+        print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
+    print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")
+
+
+def form_of(exported: Exported) -> str:
+    if exported.manifest.merged:
+        return "a CLIP checkpoint"
+    return f"a PEFT adapter ({sum(exported.ranks.values())} ranks in {len(exported.ranks)} layers)"
+
+
+def predictions(found: Sequence[Prediction], form: str) -> str:
+    """Classes and probabilities of images as text, CSV (a row for each image and rank) or JSON."""
+    if form == "json":
+        return json.dumps([prediction_object(one) for one in found], indent=1) + "\n"
+    if form == "csv":
+        rows = ((one.image, rank, *named) for one in found for rank, named in enumerate(one.classes, 1))
+        return csv_text(("image", "rank", "class", "probability"), rows)
+    lines = ("  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes))) for one in found if one.classes)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def prediction_object(one: Prediction) -> dict[str, Any]:
+    if one.error:
+        return {"image": one.image, "error": one.error}
+    return {"image": one.image, "classes": [{"class": name, "probability": p} for name, p in one.classes]}
+
+
+def scores(found: Sequence[ClassScore], form: str) -> str:
+    """Accuracy in all and class by class, in %, as text, CSV or JSON."""
+    total = ClassScore("all", sum(one.images for one in found), sum(one.correct for one in found))
+    if form == "json":
+        objects = [score_object(one) for one in found]
+        return json.dumps({**score_object(total), "classes": objects}, indent=1) + "\n"
+    rows = [tuple(score_object(one).values()) for one in (*found, total)]
+    if form == "csv":
+        return csv_text(("class", "images", "correct", "accuracy"), rows)
+    width = max(len(name) for name, *_ in rows)
+    return "".join(f"{name:<{width}}  {right:>6} of {count:>6}  {share:6.2f} %\n" for name, count, right, share in rows)
+
+
+def score_object(one: ClassScore) -> dict[str, Any]:
+    share = round(100 * one.correct / one.images, 6) if one.images else 0.0
+    return {"class": one.name, "images": one.images, "correct": one.correct, "accuracy": share}
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return table.getvalue()

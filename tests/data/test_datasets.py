@@ -62,7 +62,7 @@ def test_a_picture_that_cannot_be_read_is_an_error_on_one_line(photos):
         load_folder(photos)
     assert str(found.value) == (
         f"data.dataset: 2 of 4 images cannot be read, the first one is {photos}/cat/b.png (no image format fits it); "
-        "repair or remove them, or set data.on_bad_image=skip"
+        "repair, remove or skip them (data.on_bad_image=skip)"
     )
 
 
@@ -99,7 +99,7 @@ def test_a_class_of_which_nothing_is_left_is_named(photos):
 def test_an_unknown_data_set_gets_the_nearest_name():
     with pytest.raises(UserError, match=r"data\.dataset=digit is not known; did you mean digits"):
         find("digit")
-    with pytest.raises(UserError, match=r"valid: .*digits, folder"):
+    with pytest.raises(UserError, match=r"valid: .*digits, dtd"):
         find("xyzzy")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,14 +24,12 @@ from feddlp.data.glyphs import glyphs
 from feddlp.data.hub import hub
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
-from feddlp.data.source import Block, LeftOut, Part, Source
+from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
 from feddlp.data.tables import table
 from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
-
-OnBadImage = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def load(
     if left_out and on_bad_image == "error":
         raise UserError(
             f"data.dataset: {len(left_out)} of {len(source.labels):,} images cannot be read, the first one is "
-            f"{left_out[0].name} ({left_out[0].reason}); repair or remove them, or set data.on_bad_image=skip"
+            f"{left_out[0].name} ({left_out[0].reason}); repair, remove or skip them (data.on_bad_image=skip)"
         )
     kept = source.without({index for index, _ in pixels.bad}) if left_out else source
     if left_out:

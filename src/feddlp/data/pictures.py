@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -53,11 +55,12 @@ class PictureFile:
 
     def identity(self) -> str:
         """Place, size, time of the last change, and whether it may be read."""
+        place = self.path.absolute()
         try:
-            status = self.path.stat()
+            status = place.stat()
         except OSError as error:
-            return f"{self.path} {error.strerror}"
-        return f"{self.path} {status.st_size} {status.st_mtime_ns} {os.access(self.path, os.R_OK)}"
+            return f"{place} {error.strerror}"
+        return f"{place} {status.st_size} {status.st_mtime_ns} {os.access(self.path, os.R_OK)}"
 
     def open(self) -> Image.Image:
         try:
@@ -92,15 +95,32 @@ def read_rgb(file: BinaryIO) -> Image.Image:
     beginning = file.read(64)
     file.seek(0)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            check_size(*image.size)
-            image.load()
-            return eight_bit(upright(image)).convert("RGB")
-    except BadImage:
-        raise
+        with decoding(), Image.open(file, formats=FORMATS) as image:
+            return to_rgb(image)
     except UnidentifiedImageError as error:
         raise BadImage(not_an_image(beginning)) from error
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for a damaged file
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that Pillow has recognised, upright and in 8-bit RGB.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    with decoding():
+        check_size(*image.size)
+        image.load()
+        return eight_bit(upright(image)).convert("RGB")
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever Pillow's decoders raise for a damaged file, a dozen kinds, becomes a BadImage."""
+    try:
+        yield
+    except (BadImage, UnidentifiedImageError):
+        raise
+    except Exception as error:
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -14,6 +14,7 @@ Block = Sequence[Image.Image] | Tensor
 
 T = TypeVar("T")
 Part = Literal["train", "validation", "test"]
+OnBadImage = Literal["error", "skip"]
 
 
 class Picture(Protocol):

@@ -1,4 +1,4 @@
-"""The commands about data sets: `feddlp datasets` and `feddlp data check`."""
+"""Commands about data sets: datasets, data check."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ from typing import Annotated
 
 import typer
 
-from feddlp.options import Debug
+from feddlp.commands.common import Debug
 
-data = typer.Typer(help="Look at image collections.", no_args_is_help=True, rich_markup_mode=None)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Enter the commands."""
-    app.command()(datasets)
-    app.add_typer(data, name="data")
+app = typer.Typer(help="Look at image collections.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@data.callback()
+@app.callback()
 def options() -> None:
     """Look at image collections."""
 
 
-@data.command()
+@app.command()
 def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in data.dataset, or a folder or CSV file.")],
     debug: Debug = False,

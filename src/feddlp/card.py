@@ -1,0 +1,108 @@
+"""The model card of an exported model: README.md with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from feddlp import __version__
+from feddlp.config import Config
+from feddlp.manifest import Manifest
+from feddlp.model.backbone import EMBEDDED, locate
+from feddlp.records import RunFolder
+from feddlp.trained import ClientModel
+
+ELSEWHERE = "see the base checkpoint"
+
+
+def model_card(
+    folder: RunFolder, config: Config, model: ClientModel, manifest: Manifest, ranks: Mapping[str, int]
+) -> str:
+    """The text of README.md."""
+    owner = f"client {model.client}" if model.which == "local" else "all clients"
+    facts = {
+        "Base": f"{config.model.checkpoint} (adapted tower: {config.model.adapt})",
+        "Licence of the base": licence(config.model.checkpoint),
+        "Data": f"{config.data.dataset}, {len(manifest.class_names)} classes, {config.data.clients} clients "
+        f"(partition: {config.data.partition})",
+        "Prompt": f"`{manifest.template}`",
+        "Method": f"{model.method}, {'its own model' if model.which == 'local' else 'the shared adapter'}, "
+        f"seed {model.seed}, after round {model.round} of {config.training.rounds}",
+        "Accuracy": accuracy(folder, model),
+        "Size": "a whole checkpoint" if manifest.merged else size(ranks),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return (
+        f"{front_matter(config, manifest)}\n# {model.method}, {owner}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"## Use\n\n{usage(config, manifest)}\nMade by feddlp {__version__}, a tool for federated fine-tuning of "
+        "vision-language models.\n"
+    )
+
+
+def front_matter(config: Config, manifest: Manifest) -> str:
+    lines = ["tags: [clip, federated-learning, feddlp]", "pipeline_tag: zero-shot-image-classification"]
+    if manifest.merged:
+        lines.append("library_name: transformers")
+    else:
+        lines.append("library_name: peft")
+    if not Path(locate(config.model.checkpoint)).is_dir():
+        lines.append(f"base_model: {config.model.checkpoint}")
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def accuracy(folder: RunFolder, model: ClientModel) -> str:
+    """What the record says of this client's test samples."""
+    if model.which == "global":
+        return "not scored by itself; each client's own model was"
+    found = last_row(folder, model)
+    if not found or not found["test_accuracy"]:
+        return "the client has no test samples"
+    return f"{float(found['test_accuracy']):.2f} % of the client's own {found['test_samples']} test images"
+
+
+def last_row(folder: RunFolder, model: ClientModel) -> dict[str, str] | None:
+    """What clients.csv says last of the client, up to the round of the checkpoint."""
+    with folder.clients.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == model.method]
+    own = (row for row in reversed(rows) if row["client"] == str(model.client))
+    return next((row for row in own if int(row["round"]) <= model.round), None)
+
+
+def size(ranks: Mapping[str, int]) -> str:
+    if not ranks:
+        return "all ranks were pruned: the adapter is one layer of zeros, and the model is the base"
+    return f"{sum(ranks.values())} ranks in {len(ranks)} layers"
+
+
+def licence(checkpoint: str) -> str:
+    """As far as the base's folder says."""
+    folder = Path(locate(checkpoint))
+    if checkpoint in EMBEDDED:
+        return "Apache-2.0 (shipped with feddlp)"
+    if not folder.is_dir():
+        return f"see https://huggingface.co/{checkpoint}"
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if text.startswith("---") and (named := re.search(r"^license:\s*(\S+)", text.split("---")[1], re.M)):
+        return named[1]
+    return next((f"see {path.name} of the base checkpoint" for path in sorted(folder.glob("LICEN[CS]E*"))), ELSEWHERE)
+
+
+def usage(config: Config, manifest: Manifest) -> str:
+    """How to load it."""
+    if manifest.merged:
+        lines = ["from transformers import CLIPModel, CLIPProcessor", ""]
+        lines += ['model = CLIPModel.from_pretrained("DIR")', 'processor = CLIPProcessor.from_pretrained("DIR")']
+    else:
+        lines = ["from peft import PeftModel", "from transformers import CLIPModel", ""]
+        lines += [f'base = CLIPModel.from_pretrained("{locate(config.model.checkpoint)}", dtype="float32")']
+        lines += ['model = PeftModel.from_pretrained(base, "DIR")  # or: base.load_adapter("DIR")']
+    code = "\n".join(lines)
+    return (
+        f"DIR is this folder.\n\n```python\n{code}\n```\n\n"
+        "```sh\nfeddlp predict --adapter DIR photo.jpg\n```\n\n"
+        "Class names and prompt are in `feddlp.json`; logits are cosine similarities times the checkpoint's logit "
+        "scale.\n"
+    )

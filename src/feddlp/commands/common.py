@@ -1,0 +1,63 @@
+"""What the commands share: options, the reporter, and the two ways to end that are no mistakes."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from feddlp.errors import UserError
+from feddlp.progress import PlainReporter, make_reporter
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
+
+
+class StoppedByUser(Exception):  # noqa: N818 - it is no error
+    """The run was interrupted by its user."""
+
+
+class SomeFailed(Exception):  # noqa: N818 - the command itself did not fail
+    """A command came to its end, and some of what it worked on did not: runs of a sweep, images."""
+
+
+@contextmanager
+def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
+    """A reporter; an interrupt ends in a message that says how to go on: `again`, or by resuming the run folder."""
+    reporter = make_reporter(console)
+    try:
+        with reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        again = again or (shlex.join(["feddlp", "resume", str(reporter.folder)]) if reporter.folder else "")
+        way_on = f"go on with: {again}" if again else "nothing was written yet"
+        raise StoppedByUser(way_on) from None
+
+
+def complain(failed: dict[str, str], again: str) -> None:
+    """End with an error where runs failed, after all that could be shown was shown."""
+    if failed:
+        path, reason = next(iter(failed.items()))
+        raise SomeFailed(f"{len(failed)} failed, the first one {path} ({reason}); to try again: {again}")
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """ "0,1,42" -> (0, 1, 42)"""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
+    return tuple(int(part) for part in text.split(","))
+
+
+def quiet_libraries() -> None:
+    """Their progress bars and notices are not ours; errors still come through as exceptions."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

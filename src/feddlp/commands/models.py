@@ -1,0 +1,127 @@
+"""Commands that take a client's model away and use it: export, predict, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from feddlp.commands.common import Debug, RunPath, SomeFailed, quiet_libraries
+from feddlp.errors import UserError
+from feddlp.progress import PlainReporter, make_reporter
+
+Folder = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="What feddlp export wrote.")]
+Base = Annotated[str | None, typer.Option("--model", help="Where the base checkpoint lies now, if it was moved.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+def export(
+    path: RunPath,
+    client: Annotated[int, typer.Option(help="Whose model; clients are counted from 0.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    method: Annotated[str | None, typer.Option(help="Where the run has several; feddlp if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Where RUN is a sweep: which of its runs.")] = None,
+    adapter: Annotated[
+        str, typer.Option(help="local: what the client predicts with; global: the shared adapter on the server.")
+    ] = "local",
+    merge: Annotated[bool, typer.Option("--merge", help="Write a whole CLIP checkpoint, adapters merged.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write one client's model as a PEFT adapter, or as a CLIP checkpoint, for use without feddlp.
+
+    \b
+    feddlp export runs/demo --client 3 --to client3
+    feddlp export runs/demo --client 3 --to client3-clip --merge
+    """
+    quiet_libraries()
+    from feddlp.api import load_run
+    from feddlp.printing import print_exported
+    from feddlp.trained import check_which
+
+    print_exported(load_run(path, method, seed).export(client, to, method, check_which(adapter), merge))
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, and folders of them.")],
+    adapter: Folder,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+    model: Base = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Name the likeliest classes of images, with an exported model.
+
+    \b
+    feddlp predict --adapter client3 photo.jpg holidays/
+    feddlp predict --adapter client3 holidays/ --top 1 --csv > holidays.csv
+    """
+    quiet_libraries()
+    from feddlp.inference import find_images, load_predictor
+    from feddlp.printing import predictions
+
+    form = chosen_form(as_csv, as_json)
+    files = find_images(images)
+    predictor = load_predictor(adapter, model, device)
+    bad = 0
+    with make_reporter(Console(stderr=True)) as reporter:
+        found = list(predictor.stream(files, top, progress(reporter, "images")))
+        for prediction in found:
+            if prediction.error:
+                bad += 1
+                reporter.warn(f"{prediction.image} cannot be read ({prediction.error})")
+    print(predictions(found, form), end="")
+    if bad:
+        raise SomeFailed(f"{bad} of {len(files)} images could not be read; they are named above")
+
+
+def evaluate(
+    adapter: Folder,
+    data: Annotated[str, typer.Option(help="folder:PATH with one sub-folder per class, or another data set.")],
+    on_bad_image: Annotated[
+        Literal["error", "skip"], typer.Option(help="Stop at an unreadable image, or go on.")
+    ] = "error",
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+    model: Base = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Score an exported model on labelled images, class by class.
+
+    \b
+    feddlp evaluate --adapter client3 --data folder:holidays
+    """
+    quiet_libraries()
+    from feddlp.data import datasets
+    from feddlp.inference import load_predictor
+    from feddlp.printing import scores
+
+    form = chosen_form(as_csv, as_json)
+    source = datasets.find(data)
+    predictor = load_predictor(adapter, model, device)
+    with make_reporter(Console(stderr=True)) as reporter:
+        dataset = datasets.load(
+            source, predictor.backbone.resize, progress(reporter, "images"), on_bad_image=on_bad_image
+        )
+        for image in dataset.left_out:
+            reporter.warn(f"{image.name} cannot be read ({image.reason}) and is left out")
+        found = predictor.evaluate(dataset, progress(reporter, "predictions"))
+    print(scores(found, form), end="")
+
+
+def progress(reporter: PlainReporter, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: reporter.preparing(what, done, total)
+
+
+def chosen_form(as_csv: bool, as_json: bool) -> str:
+    """text, csv or json."""
+    if as_csv and as_json:
+        raise UserError("--csv and --json are two forms of one output; give one of them")
+    return "csv" if as_csv else "json" if as_json else "text"

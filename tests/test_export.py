@@ -1,0 +1,233 @@
+"""What is taken away is what the client had: other people's libraries read it and give our logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPProcessor
+
+from conftest import TOWERS
+from feddlp import api
+from feddlp.config import load_config
+from feddlp.data.prompts import class_prompts
+from feddlp.errors import UserError
+from feddlp.export import export, new_folder
+from feddlp.inference import load_predictor
+from feddlp.manifest import Manifest
+from feddlp.model.backbone import EMBEDDED, Backbone
+from feddlp.progress import PlainReporter
+from feddlp.trained import low_rank, read_client
+
+LOCAL = [(name, "local") for name in ("feddlp", "pruned", "gone", "flora", "local", "feddat", "combined", "ffa")]
+GLOBAL = [(name, "global") for name in ("feddlp", "feddat", "ffa", "ensemble")]
+CLIENT = 2
+
+
+@pytest.fixture(scope="module")
+def pixels(digits) -> torch.Tensor:
+    return digits.images[::300]
+
+
+@torch.no_grad()
+def library_logits(model: CLIPModel, backbone: Backbone, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
+    """Logits as somebody without feddlp computes them; tokens and pixels are those of the checkpoint."""
+    about = Manifest.read(folder)
+    tokens = backbone.tokenizer(class_prompts(about.class_names, about.template), padding=True, return_tensors="pt")
+    normalised = (pixels - backbone.pixel_mean) / backbone.pixel_std
+    return model.eval()(pixel_values=normalised, **tokens).logits_per_image
+
+
+def base() -> CLIPModel:
+    return CLIPModel.from_pretrained(EMBEDDED["tiny-clip"], dtype=torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft 0.21 on transformers 5.23
+@pytest.mark.parametrize(("method", "which"), [*LOCAL, *GLOBAL])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_an_adapter_gives_our_logits_in_peft_and_in_transformers(played, tmp_path, pixels, tower, method, which):
+    run = played(tower)
+    run.export(CLIENT, tmp_path / "out", method, which)
+    ours = run.client(CLIENT, method, which)
+    expected = ours.logits(pixels)
+    loaded = base()
+    loaded.load_adapter(str(tmp_path / "out"))
+    for model in (PeftModel.from_pretrained(base(), tmp_path / "out"), loaded):
+        found = library_logits(model, ours.backbone, tmp_path / "out", pixels)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * ours.backbone.logit_scale)
+    again = load_predictor(tmp_path / "out", device="cpu").logits(pixels)
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-5 * ours.backbone.logit_scale)
+    if method != "gone":
+        assert (expected - run.client(CLIENT, "zero_shot").logits(pixels)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["feddlp", "pruned", "gone", "feddat", "fedavg"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_merged_checkpoint_is_a_clip_of_its_own(played, tmp_path, pixels, digits, tower, method):
+    run, folder = played(tower), tmp_path / "out"
+    run.export(CLIENT, folder, method, merge=True)
+    ours = run.client(CLIENT, method)
+    expected, close = ours.logits(pixels), 1e-5 * ours.backbone.logit_scale
+    model = CLIPModel.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(library_logits(model, ours.backbone, folder, pixels), expected, rtol=0, atol=close)
+    torch.testing.assert_close(load_predictor(folder, device="cpu").logits(pixels), expected, rtol=0, atol=close)
+
+
+def test_a_merged_checkpoint_brings_its_tokenizer_and_its_processor(played, tmp_path, pixels):
+    run = played("both")
+    run.export(CLIENT, tmp_path / "out", merge=True)
+    about = Manifest.read(tmp_path / "out")
+    processor = CLIPProcessor.from_pretrained(tmp_path / "out")
+    prompts = class_prompts(about.class_names, about.template)
+    inputs = processor(text=prompts, images=list(pixels), return_tensors="pt", padding=True, truncation=True)
+    with torch.no_grad():
+        found = CLIPModel.from_pretrained(tmp_path / "out")(**inputs).logits_per_image
+    torch.testing.assert_close(found, run.client(CLIENT).logits(pixels), rtol=0, atol=1e-3)
+
+
+def test_pruned_ranks_and_layers_are_not_there(played, tmp_path):
+    run = played("image")
+    done = run.export(CLIENT, tmp_path / "out", "pruned")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    model = read_client(run.folder, "pruned", CLIENT)
+    gates = {name: gate[0] for name, gate in model.theta["local"].items() if name.endswith(".gate")}
+    living = {name.removesuffix(".gate"): int(gate.count_nonzero()) for name, gate in gates.items()}
+    assert 0 < sum(living.values()) < sum(len(gate) for gate in gates.values())
+    assert done.ranks == {layer: rank for layer, rank in living.items() if rank}
+    assert config["rank_pattern"] == config["alpha_pattern"] == done.ranks
+    assert set(config["target_modules"]) == done.ranks.keys()
+    shapes = {
+        key.split(".lora_")[0].removeprefix("base_model.model."): len(v) for key, v in tensors.items() if "_A" in key
+    }
+    assert shapes == done.ranks
+
+
+def test_an_adapter_without_a_rank_is_one_layer_of_zeros(played, tmp_path):
+    done = played("image").export(CLIENT, tmp_path / "out", "gone")
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert done.ranks == {}
+    assert [int(tensor.count_nonzero()) for tensor in tensors.values()] == [0, 0]
+    assert "all ranks were pruned" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_global_adapter_is_the_servers(played):
+    run = played("image")
+    first, second = (low_rank(read_client(run.folder, "feddlp", client, "global")) for client in run.clients[:2])
+    for site, factors in first.items():
+        assert all(torch.equal(a, b) for a, b in zip(factors, second[site], strict=True))
+    own, other = (low_rank(read_client(run.folder, "flora", client)) for client in run.clients[:2])
+    assert any(not torch.equal(own[site][1], other[site][1]) for site in own)
+
+
+def test_the_card_says_what_it_is(played, tmp_path):
+    run = played("image")
+    run.export(CLIENT, tmp_path / "out", "flora")
+    card = (tmp_path / "out" / "README.md").read_text()
+    last = [row for row in run.folder.clients.read_text().splitlines() if row.startswith(f"flora,0,2,{CLIENT},")]
+    tests, accuracy = last[0].split(",")[6], float(last[0].split(",")[9])
+    for part in (
+        f"{accuracy:.2f} % of the client's own {tests} test images",
+        "after round 2 of 2",
+        "Apache-2.0",
+        "digits",
+    ):
+        assert part in card
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ({"client": 9}, "--client 9: the run has clients 0 to 3"),
+        ({"method": "sora"}, "did you mean"),
+        ({"method": "zero_shot"}, "trains nothing"),
+        ({"method": "fedclip"}, "choose a LoRA method"),
+        ({"method": "fedclip", "merge": True}, "choose a LoRA method"),
+        ({"method": "fedavg"}, "add --merge"),
+        ({"method": "ensemble"}, "use --adapter global"),
+        ({"method": "local", "adapter": "global"}, "local shares nothing"),
+    ],
+)
+def test_what_has_no_such_form_is_refused_and_leaves_nothing(played, tmp_path, words, part):
+    with pytest.raises(UserError, match=part):
+        played("image").export(**{"client": CLIENT, "to": tmp_path / "out", **words})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newcomer_has_left_no_model(played):
+    run = played("image")
+    (late,) = set(range(run.config.data.clients)) - set(run.clients)
+    with pytest.raises(UserError, match="joined when the run was over"):
+        run.client(late)
+
+
+@pytest.mark.parametrize("part", ["of the server", "of a client"])
+def test_a_damaged_checkpoint_is_named(played, tmp_path, part):
+    run = played("image")
+    folder = run.path / "checkpoint" / "flora"
+    about = json.loads((folder / "state.json").read_text())
+    block = next(entry["file"] for entry in about["clients"] if run.clients.index(CLIENT) in entry["rows"])
+    file = folder / (about["file"] if part == "of the server" else block)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8] + bytes(255 - byte for byte in whole[-8:]))
+    try:
+        with pytest.raises(UserError, match=f"{file.name} is damaged"):
+            run.export(CLIENT, tmp_path / "out", "flora")
+    finally:
+        file.write_bytes(whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_never_took_part_has_the_servers_adapter_alone(tmp_path):
+    words = [
+        "methods=feddlp,ffa,local",
+        "method.ffa={variant_of='flora',factors_trained='B'}",
+        "data.clients=3",
+        "data.partition=few_shot_iid",
+        "data.shots=1",
+        "training.rounds=1",
+        "training.participation=0.3",
+        f"runs_dir={tmp_path}",
+    ]
+    run = api.run(load_config(None, words), PlainReporter(Console(quiet=True)))
+    state = json.loads((run.path / "checkpoint/feddlp/state.json").read_text())
+    ((present,),) = (entry["rows"] for entry in state["clients"])
+    absent = (present + 1) % 3
+    ours, theirs = (low_rank(read_client(run.folder, "feddlp", client, "global")) for client in (absent, present))
+    assert all(torch.equal(a, b) for site in theirs for a, b in zip(ours[site], theirs[site], strict=True))
+    for method, which, part in (
+        ("feddlp", "local", "never took part in a round of feddlp; choose another, or add --adapter global"),
+        ("local", "local", "never took part in a round of local; choose another$"),
+        ("ffa", "global", "not all of ffa travels"),
+    ):
+        with pytest.raises(UserError, match=part):
+            read_client(run.folder, method, absent, which)
+    assert low_rank(read_client(run.folder, "ffa", present, "global"))
+
+
+def test_a_folder_appears_whole_or_not_at_all(played, tmp_path, monkeypatch):
+    run = played("image")
+    model = read_client(run.folder, "flora", CLIENT)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("feddlp.export.save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        export(run.folder, model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as draft:
+        (draft / "README.md").write_text("card")
+    with pytest.raises(UserError, match="not an empty folder"), new_folder(tmp_path / "out"):
+        raise AssertionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "README.md"]

@@ -1,0 +1,189 @@
+"""Prediction with a client's model: the run's own accuracy, whatever the pictures are like."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from conftest import TOWERS
+from feddlp import materials
+from feddlp.data.datasets import to_pictures
+from feddlp.errors import UserError
+from feddlp.inference import find_images, load_predictor
+from feddlp.model.backbone import EMBEDDED
+from feddlp.progress import PlainReporter
+from terminal import assert_mistake
+
+CLIENT = 2
+
+
+@pytest.fixture(scope="module")
+def taken(played, tmp_path_factory) -> Path:
+    """An exported adapter."""
+    folder = tmp_path_factory.mktemp("taken") / "adapter"
+    played("image").export(CLIENT, folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, digits) -> Path:
+    """Two classes of two pictures each, one of them damaged, and a file that is no picture."""
+    for index, name in ((0, "zero"), (1, "one"), (10, "zero"), (11, "one")):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        to_pictures(digits.images[index : index + 1])[0].save(tmp_path / "photos" / name / f"{index}.png")
+    (tmp_path / "photos" / "zero" / "damaged.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("no picture either")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_every_method_predicts_as_it_was_scored(played, tower):
+    run = played(tower)
+    prepared = materials.prepare(run.config, PlainReporter(Console(quiet=True)))
+    test = prepared.data.test.select([prepared.data.ids.index(CLIENT)])
+    images = materials.datasets.load(materials.datasets.find("digits"), prepared.backbone.resize).images
+    (rows,) = test.indices
+    with run.folder.clients.open() as file:
+        records = {row["method"]: row for row in csv.DictReader(file) if row["client"] == str(CLIENT)}  # the last round
+    for method in run.config.methods:
+        found = run.client(CLIENT, method).logits(images[rows]).argmax(-1)
+        assert int((found == test.labels[rows]).sum()) == int(records[method]["test_correct"]), method
+
+
+def test_predictions_keep_the_order_and_name_what_cannot_be_read(taken, photos, digits):
+    predictor = load_predictor(taken)
+    files = find_images([photos / "one", photos / "zero"])
+    progress = []
+    found = list(predictor.stream(files, 2, lambda done, total: progress.append((done, total))))
+    assert [one.image for one in found] == [str(file) for file in files]
+    assert [bool(one.error) for one in found] == ["damaged" in file.name for file in files]
+    assert progress == [(5, 5)]
+    alone = predictor.logits(digits.images[1:2]).softmax(-1)[0]
+    ((name, probability), _) = found[0].classes
+    assert name == digits.class_names[int(alone.argmax())]
+    assert probability == pytest.approx(alone.max().item(), abs=1e-5)
+
+
+def test_pictures_may_be_given_as_they_are_and_more_classes_asked_for_than_there_are(taken, digits):
+    (found,) = load_predictor(taken).predict([Image.new("L", (50, 20))], top=99)
+    assert {name for name, _ in found.classes} == set(digits.class_names)
+    assert sum(probability for _, probability in found.classes) == pytest.approx(1)
+
+
+def test_evaluation_counts_by_class_whatever_the_order_of_the_classes(taken, digits):
+    predictor = load_predictor(taken)
+    scores = predictor.evaluate(digits)
+    right = predictor.logits(digits.images).argmax(-1) == digits.labels
+    assert sum(score.correct for score in scores) == int(right.sum())
+    assert [score.images for score in scores] == torch.bincount(digits.labels).tolist()
+    turned = type(digits)("turned", digits.images, 9 - digits.labels, digits.class_names[::-1], digits.template)
+    assert predictor.evaluate(turned) == scores[::-1]
+
+
+def test_a_class_that_the_model_does_not_know_is_a_mistake(taken, digits):
+    other = type(digits)("other", digits.images, digits.labels, ("zeroo", *digits.class_names[1:]), digits.template)
+    with pytest.raises(UserError, match="did you mean zero"):
+        load_predictor(taken).evaluate(other)
+
+
+# A folder that is not as it was
+
+
+@pytest.fixture
+def copy(taken, tmp_path) -> Path:
+    return Path(shutil.copytree(taken, tmp_path / "copy"))
+
+
+def change(folder: Path, **values: object) -> None:
+    file = folder / "feddlp.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("size", [0, 5, 200, -20])
+def test_a_truncated_adapter_is_named(copy, size):
+    file = copy / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors cannot be read"):
+        load_predictor(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b"\xff"])
+def test_a_damaged_manifest_is_named(copy, content):
+    (copy / "feddlp.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"feddlp.json is damaged"):
+        load_predictor(copy)
+
+
+def test_an_adapter_of_another_tower_does_not_fit(played, copy, tmp_path):
+    played("text").export(CLIENT, tmp_path / "text")
+    shutil.copy(tmp_path / "text" / "adapter_model.safetensors", copy)
+    with pytest.raises(UserError, match="does not fit"):
+        load_predictor(copy)
+
+
+def test_a_base_with_other_weights_is_refused_and_one_in_another_place_taken(copy, tmp_path):
+    change(copy, backbone="0" * 64)
+    with pytest.raises(UserError, match="has not the weights"):
+        load_predictor(copy)
+
+
+def test_a_base_that_was_moved_is_said(copy, tmp_path):
+    change(copy, checkpoint="/nowhere/clip")
+    with pytest.raises(UserError, match="/nowhere/clip cannot be loaded"):
+        load_predictor(copy)
+    moved = shutil.copytree(EMBEDDED["tiny-clip"], tmp_path / "moved")
+    assert load_predictor(copy, checkpoint=str(moved)).class_names
+
+
+# The commands
+
+
+def test_a_model_is_taken_away_and_used(feddlp, played, photos):
+    done = feddlp("export", str(played("image").path), "--client", "2", "--to", "mine")
+    assert (done.code, done.err) == (0, "")
+    assert "feddlp predict --adapter mine" in done.out
+    text = feddlp("predict", "--adapter", "mine", "photos/one", "photos/zero/0.png", "--top", "2")
+    assert (text.code, text.out.count("\n"), text.out.count("%")) == (0, 3, 6)
+    rows = list(csv.DictReader(feddlp("predict", "--adapter", "mine", "photos/one", "--csv").out.splitlines()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3"] * 2
+    scored = json.loads(feddlp("evaluate", "--adapter", "mine", "--data", "digits", "--json").out)
+    assert scored["images"] == 1797
+    assert scored["correct"] == sum(one["correct"] for one in scored["classes"])
+
+
+def test_damaged_pictures_are_named_and_survived(feddlp, taken, photos):
+    ended = feddlp("predict", "--adapter", str(taken), "photos", "--json")
+    assert ended.code == 1
+    assert [("error" in one) for one in json.loads(ended.out)].count(True) == 1
+    assert "photos/zero/damaged.png cannot be read" in ended.err
+    assert ended.err.endswith("feddlp: error: 1 of 5 images could not be read; they are named above\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["predict", "--adapter", "nowhere", "photos"], "nowhere is not a folder that `feddlp export` wrote"),
+        (["predict", "--adapter", "TAKEN", "nothing.jpg"], "nothing.jpg is not there"),
+        (["predict", "--adapter", "TAKEN", "empty"], "empty: no images there"),
+        (["predict", "--adapter", "TAKEN", "photos", "--csv", "--json"], "--csv and --json"),
+        (["predict", "--adapter", "TAKEN", "photos", "--device", "gpu"], "gpu"),
+        (["evaluate", "--adapter", "TAKEN", "--data", "folder:nowhere"], "cannot read the folder"),
+        (["export", "RUN", "--client", "2", "--to", "photos"], "--to photos is there already"),
+        (["export", "RUN", "--client", "2", "--to", "photos/notes.txt/x"], "cannot write there"),
+        (["export", "RUN", "--client", "2", "--to", "x", "--seed", "5"], "--seed 5"),
+        (["export", "RUN", "--client", "2", "--to", "x", "--adapter", "lokal"], "did you mean local"),
+        (["export", "photos", "--client", "2", "--to", "x"], "photos is not a run folder"),
+    ],
+)
+def test_a_mistake_is_one_line(feddlp, played, taken, photos, words, part):
+    (photos.parent / "empty").mkdir()
+    names = {"TAKEN": str(taken), "RUN": str(played("image").path)}
+    assert_mistake(feddlp(*(names.get(word, word) for word in words)), part)
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["empty", "photos"]
