@@ -1,4 +1,4 @@
-"""The paper's four data sets, from the folders that the archives of their authors unpack to.
+"""The paper's four data sets, from the archives of their authors or from the folders to which these unpack.
 
 pets      Oxford-IIIT Pet (Parkhi et al. 2012)       images/, annotations/trainval.txt, test.txt
 flowers   Oxford 102 Flower (Nilsback 2008)          jpg/, imagelabels.mat, setid.mat
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from feddlp.data.archives import unpacked
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
 from feddlp.errors import UserError
@@ -43,7 +44,13 @@ FLOWERS = (
 )  # fmt: skip
 """Class i + 1 of imagelabels.mat; the archives bring numbers only."""
 
-ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
+ARCHIVES = {
+    "pets": ("images.tar*", "annotations.tar*"),
+    "flowers": ("102flowers.t*",),
+    "aircraft": ("fgvc-aircraft*.tar*",),
+    "dtd": ("dtd*.tar*",),
+}
+"""As they are called where they are published."""
 
 
 class Entry(NamedTuple):
@@ -128,29 +135,34 @@ def assemble(name: str, entries: list[Entry], class_names: tuple[str, ...] = ())
 
 
 def find_root(name: str, argument: str, needed: tuple[str, ...]) -> Path:
-    """The folder that holds what the archives bring: the given one, or one folder inside of it.
+    """The folder that holds what the archives bring: the given one, one inside of it, or one in the cache.
 
     Raises:
-        UserError: that says what is missing, and how to unpack archives that lie there.
+        UserError: that says what is missing.
     """
     if not argument:
-        raise UserError(
-            f"data.dataset={name} needs the folder of its archives, unpacked; write data.dataset={name}:PATH"
-        )
-    path = Path(argument).expanduser()
-    inside = sorted(path.iterdir()) if path.is_dir() else []
-    deeper = [folder / "data" for folder in inside]
-    for root in (path, *inside, *deeper):
-        if all((root / file).exists() for file in needed):
+        raise UserError(f"data.dataset={name} needs the folder of its archives; write data.dataset={name}:PATH")
+    given = Path(argument).expanduser()
+    folder = given.parent if given.is_file() else given
+    if root := root_within(folder, needed):
+        return root
+    archives = [found for pattern in ARCHIVES[name] for found in sorted(folder.glob(pattern))[:1]]
+    if len(archives) == len(ARCHIVES[name]):
+        beside = [folder / file for file in needed if (folder / file).is_file()]
+        if root := root_within(unpacked(archives, beside), needed):
             return root
-    archives = [file for file in (path, *inside) if file.suffix in ARCHIVES]
-    way_out = (
-        f"unpack its archives first: {'; '.join(f'tar -xf {file} -C {file.parent}' for file in archives)}"
-        if archives
-        else "give the folder that its archives were unpacked to"
+    missing = [file for file in needed if not (folder / file).exists()]
+    raise UserError(
+        f"data.dataset={name}:{argument} has no {', '.join(missing)}; give the folder with the archives as they are "
+        f"published ({', '.join(ARCHIVES[name])}), or the one they were unpacked to"
     )
-    missing = [file for file in needed if not (path / file).exists()]
-    raise UserError(f"data.dataset={name}:{argument} has no {', '.join(missing)}; {way_out}")
+
+
+def root_within(folder: Path, needed: tuple[str, ...]) -> Path | None:
+    """The folder, one inside of it, or the folder data inside of that."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    candidates = (folder, *inside, *(place / "data" for place in inside))
+    return next((root for root in candidates if all((root / file).exists() for file in needed)), None)
 
 
 def read_list(file: Path) -> Iterator[list[str]]:

@@ -1,0 +1,75 @@
+"""The archives in which data sets are published, unpacked once into the cache.
+
+    <cache>/archives/<key>/    the key is a digest of the archives' absolute paths, sizes and times of last change
+
+A folder appears whole or not at all; a lock lets two runs that want the same archives unpack them once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import shutil
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from feddlp.data.cache import cache_root
+from feddlp.data.pictures import PictureFile
+from feddlp.errors import UserError
+from feddlp.files import make_folder
+
+log = logging.getLogger(__name__)
+
+
+def unpacked(archives: Sequence[Path], beside: Sequence[Path]) -> Path:
+    """The folder with what the tar archives hold, and with copies of the small files that lie beside them.
+
+    Raises:
+        UserError: a damaged archive, or no room for it.
+    """
+    folder = cache_root() / "archives" / key_of([*archives, *beside])
+    try:
+        make_folder(folder.parent)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                unpack(archives, beside, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}); free some room, set FEDDLP_CACHE to another "
+            "folder, or unpack the archives by hand"
+        ) from error
+    return folder
+
+
+def key_of(files: Sequence[Path]) -> str:
+    return hashlib.sha256("\0".join(PictureFile(file).identity() for file in files).encode()).hexdigest()[:32]
+
+
+def unpack(archives: Sequence[Path], beside: Sequence[Path], folder: Path) -> None:
+    """Into a folder of another name first; what an interrupted attempt left there goes."""
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for archive in archives:
+        log.warning("unpacking %s once into %s", archive, folder)
+        extract(archive, temporary)
+    for file in beside:
+        shutil.copy(file, temporary)
+    temporary.rename(folder)
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Members that would leave the folder are refused by the filter."""
+    try:
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+            while opened.fileobj and opened.fileobj.read(2**20):  # up to the checksum, which tarfile leaves unread
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise UserError(f"data.dataset: {archive} is damaged ({reason}); download it again") from error
