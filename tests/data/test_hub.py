@@ -1,4 +1,4 @@
-"""Data sets of the hub, through a stand-in for the `datasets` library."""
+"""Data sets of the hub, through a stand-in for the `datasets` library, and once through itself."""
 
 from __future__ import annotations
 
@@ -115,3 +115,19 @@ def test_without_the_library_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'feddlp\[datasets\]'"):
         find("hub:owner/pets")
+
+
+def test_the_library_itself_reads_such_a_data_set_from_a_folder(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "big_dog"])})
+    contents = {"train": [encoded("PNG"), b"damaged", encoded("JPEG")], "test": [encoded("GIF")]}
+    for split, images in contents.items():
+        rows = {"image": [{"bytes": image, "path": None} for image in images], "label": [1, 0, 0, 1][: len(images)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pets" / f"{split}.parquet")
+    source = find(f"hub:{tmp_path}/pets")
+    assert (source.name, source.class_names, source.labels) == ("pets", ("cat", "big dog"), [1, 0, 0, 1])
+    dataset = load(source, resize, on_bad_image="skip")
+    assert (dataset.labels.tolist(), dataset.parts) == ([1, 0, 1], ["train", "train", "test"])
+    assert [file.reason for file in dataset.left_out] == ["no image format fits it"]
