@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from feddlp import api
 from feddlp.config import load_config
 from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
-from feddlp.export import export, new_folder
-from feddlp.inference import load_predictor
+from feddlp.export import export, new_folder, without_folders
+from feddlp.inference import load_predictor, of_client
 from feddlp.manifest import Manifest
-from feddlp.model.backbone import EMBEDDED, Backbone
+from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
 from feddlp.progress import PlainReporter
 from feddlp.trained import low_rank, read_client
 
@@ -39,7 +40,7 @@ def library_logits(model: CLIPModel, backbone: Backbone, folder: Path, pixels: t
     """Logits as somebody without feddlp computes them; tokens and pixels are those of the checkpoint."""
     about = Manifest.read(folder)
     tokens = backbone.tokenizer(class_prompts(about.class_names, about.template), padding=True, return_tensors="pt")
-    normalised = (pixels - backbone.pixel_mean) / backbone.pixel_std
+    normalised = ((pixels - backbone.pixel_mean) / backbone.pixel_std).to(model.dtype)
     return model.eval()(pixel_values=normalised, **tokens).logits_per_image
 
 
@@ -64,6 +65,22 @@ def test_an_adapter_gives_our_logits_in_peft_and_in_transformers(played, tmp_pat
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-5 * ours.backbone.logit_scale)
     if method != "gone":
         assert (expected - run.client(CLIENT, "zero_shot").logits(pixels)).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("method", ["feddlp", "pruned", "feddat"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_in_double_precision_the_logits_are_equal(played, tmp_path, pixels, tower, method):
+    """What float32 leaves open: a cosine's last digit times a logit scale of up to 100."""
+    played(tower).export(CLIENT, tmp_path / "out", method)
+    model = read_client(played(tower).folder, method, CLIENT)
+    exact = {name: {leaf: value.double() for leaf, value in theta.items()} for name, theta in model.theta.items()}
+    backbone = load_backbone("tiny-clip", tower, dtype=torch.float64)
+    about = Manifest.read(tmp_path / "out")
+    ours = of_client(replace(model, theta=exact), backbone, about.class_names, about.template).logits(pixels)
+    theirs = PeftModel.from_pretrained(base(), tmp_path / "out").double()
+    found = library_logits(theirs, backbone, tmp_path / "out", pixels)
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["feddlp", "pruned", "gone", "feddat", "fedavg"])
@@ -139,6 +156,13 @@ def test_the_card_says_what_it_is(played, tmp_path):
         "digits",
     ):
         assert part in card
+
+
+def test_where_the_data_lie_is_not_told():
+    assert without_folders("folder:/hospital/ward 3/patients") == "folder:patients"
+    assert without_folders("csv:/hospital/list.csv") == "csv:list.csv"
+    assert without_folders("hub:owner/name") == "hub:owner/name"
+    assert without_folders("digits") == "digits"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def model_card(
     facts = {
         "Base": f"{config.model.checkpoint} (adapted tower: {config.model.adapt})",
         "Licence of the base": licence(config.model.checkpoint),
-        "Data": f"{config.data.dataset}, {len(manifest.class_names)} classes, {config.data.clients} clients "
+        "Data": f"{manifest.data}, {len(manifest.class_names)} classes, {config.data.clients} clients "
         f"(partition: {config.data.partition})",
         "Prompt": f"`{manifest.template}`",
         "Method": f"{model.method}, {'its own model' if model.which == 'local' else 'the shared adapter'}, "

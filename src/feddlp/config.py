@@ -66,13 +66,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names), PlainSerializer
 def absolute_dataset(value: str) -> str:
     """KIND:PATH with the path made absolute, so that a run can be resumed from anywhere."""
     kind, _, path = value.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in FROM_DISK and path else value
+    return f"{kind}:{Path(path).expanduser().resolve()}" if kind in FROM_DISK and path else value
 
 
 def absolute_checkpoint(value: str) -> str:
     """A local folder made absolute; other names stay."""
     folder = Path(value).expanduser()
-    return str(folder.absolute()) if value not in EMBEDDED and folder.is_dir() else value
+    return str(folder.resolve()) if value not in EMBEDDED and folder.is_dir() else value
 
 
 def gibibytes(value: Any) -> Any:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from feddlp.card import model_card
 from feddlp.config import Config, load_config
+from feddlp.data.datasets import FROM_DISK
 from feddlp.errors import UserError
 from feddlp.files import sync_folder
 from feddlp.inference import load_base
@@ -115,13 +116,19 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         backbone=folder.read_environment().get("backbone", ""),
         class_names=class_names,
         template=template,
-        data=config.data.dataset,
+        data=without_folders(config.data.dataset),
         method=model.method,
         client=model.client,
         seed=model.seed,
         round=model.round,
         adapter=model.which,
     )
+
+
+def without_folders(dataset: str) -> str:
+    """A data set as it may be told to others: where it lies on this machine is nobody's business."""
+    kind, _, argument = dataset.partition(":")
+    return f"{kind}:{Path(argument).name}" if kind in FROM_DISK else dataset
 
 
 def zero_layer(model: ClientModel) -> Factors:

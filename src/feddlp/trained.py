@@ -137,6 +137,8 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
     found, about = folder.load_checkpoint(method), folder.checkpoint_state(method)
     if found is None or about is None:
         raise UserError(f"{folder.path} has no finished round of {method} yet; go on with: feddlp resume {folder.path}")
+    if found[0] != about["round"]:
+        raise UserError(f"{folder.path} finished another round of {method} just now; do it again")
     store = ClientStore(folder.checkpoint(method), on_disk=True)  # reads the client's block alone
     store.load(about["clients"])
     state = gather(store.parts({place: 0})) if place in store.where else {}
