@@ -58,8 +58,9 @@ SHORT = {  # what takes minutes or hours as it stands
 def test_every_feddlp_command_works_as_written(home):
     """What takes long is shortened, sweeps are only read; the rest is typed as it stands."""
     commands = [words[1:] for words in COMMANDS if words[0] == "feddlp"]
-    names, rest = [words[0] for words in commands], ["bench", "run", "methods", "datasets", "sweep", "reproduce"]
-    assert names == ["run", "run", "show", "resume", "report", "run", *rest]
+    runs, models = ["run", "run", "show", "resume", "report", "run"], ["data", "export", "predict", "evaluate"]
+    rest = ["bench", "run", "methods", "datasets", "sweep", "reproduce"]
+    assert [words[0] for words in commands] == [*runs, *models, *rest]
     for words in commands:
         if words[0] == "sweep":
             assert load_sweep(ROOT / words[1]).methods
