@@ -131,6 +131,7 @@ lr = 0.01
 pruned = {variant_of = "feddlp", gate_threshold = 0.15}
 gone = {variant_of = "feddlp", gate_threshold = 9.0}
 ensemble = {variant_of = "feddlp", inference = "ensemble"}
+feddat = {adapter_share = 0.5}
 ffa = {variant_of = "flora", factors_trained = "B"}
 [data]
 clients = 4
