@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -195,3 +198,23 @@ def test_a_device_that_is_not_there_is_refused_by_name():
     for name in ("cuda:99", "gpu", "meta"):
         with pytest.raises(UserError, match=f"model.device={name} is not to be had here; use auto or cpu"):
             pick_device(name)
+
+
+# Features of the frozen tower
+
+
+def test_kept_features_belong_to_their_images_and_their_model(backbones, digits, monkeypatch):
+    calls = []
+
+    def brightness(backbone, images, report):
+        calls.append(backbone)
+        return images.float().mean((1, 2, 3))[:, None]
+
+    monkeypatch.setattr(module, "image_features", brightness)
+    files = SimpleNamespace(pictures=[None])
+    negative = replace(digits, images=255 - digits.images, known_hash=None)
+    for backbone in (backbones["text"], backbones["image"]):
+        for dataset in (digits, negative, digits, negative):
+            found = module.frozen_features(backbone, files, dataset, dataset.images, Listener())
+            torch.testing.assert_close(found, dataset.images.float().mean((1, 2, 3))[:, None])
+    assert calls == [backbones["text"]] * 2 + [backbones["image"]] * 2

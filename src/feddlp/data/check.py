@@ -95,11 +95,11 @@ def spread(values: Sequence[int]) -> str:
 def describe_files(findings: Findings) -> Iterator[str]:
     """What is the matter with which files."""
     source, groups = findings.source, findings.duplicates()
-    if groups:
-        across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
-        yield f"duplicates: {sum(map(len, groups)) - len(groups)} images repeat another, {across} times across classes"
-        for group in groups[:FEW]:
-            yield "  " + " = ".join(source.pictures[index].name for index in group)
+    across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
+    repeated = sum(map(len, groups)) - len(groups)
+    yield f"duplicates: {repeated}" + (f" images repeat another, {across} times across classes" if groups else "")
+    for group in groups[:FEW]:
+        yield "  " + " = ".join(source.pictures[index].name for index in group)
     if source.ignored:
         yield f"not images: {len(source.ignored)} files are ignored"
         yield from (f"  {file.name} ({file.reason})" for file in source.ignored[:FEW])
