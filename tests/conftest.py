@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from checkpoints import CHECKPOINTS
 from feddlp.config import TrainingConfig
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
@@ -16,7 +18,8 @@ from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Backbone, load_backbone
+from feddlp.model.backbone import Backbone
+from feddlp.model.checkpoint import load_backbone
 
 TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
@@ -108,3 +111,12 @@ def make_federation(
         return Federation(lanes, backbone, exact_prompts if exact else prompts, data, config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small random checkpoint of each kind, by name; not to be written to."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, make in CHECKPOINTS.items():
+        make(root / name)
+    return {name: root / name for name in CHECKPOINTS}

@@ -8,10 +8,10 @@ import torch
 from feddlp.bench.naive import NaiveClient
 from feddlp.bench.synthetic import (
     LOGIT_SCALE,
-    clip_config,
     image_processor,
-    random_clip,
+    model_config,
     random_data,
+    random_model,
     random_pool,
     random_prompts,
 )
@@ -19,7 +19,7 @@ from feddlp.methods.feddlp import FedDLP
 from feddlp.model.backbone import Backbone
 from feddlp.training.cohort import Cohort, Slot
 
-CONFIG = clip_config("tiny-clip")
+CONFIG = model_config("tiny-clip")
 SIZES = (11, 6)
 BATCH = 4
 
@@ -38,13 +38,13 @@ class Rounded:
 def both(adapt: str, objective: str, dtype: torch.dtype):
     """Two clients side by side, the second of them in the naive way as well, and their samples."""
     method = FedDLP(objective=objective, lr=0.01, gate_threshold=0.02)
-    backbone = Backbone(random_clip(CONFIG).to(dtype), None, image_processor(CONFIG), adapt, LOGIT_SCALE)
+    backbone = Backbone(random_model(CONFIG).to(dtype), None, image_processor(CONFIG), adapt, LOGIT_SCALE)
     pool, prompts = random_pool(backbone, 7, 20), random_prompts(backbone, 7)
     train = random_data(backbone, pool, SIZES, 3).train
     cohort = Cohort([Slot(0, 0, method), Slot(1, 0, method)], backbone, prompts)
     start = {name: {leaf: v[1].detach() for leaf, v in theta.items()} for name, theta in cohort.theta.items()}
     twin = NaiveClient(
-        random_clip(CONFIG).to(dtype),
+        random_model(CONFIG).to(dtype),
         Rounded(backbone) if dtype == torch.float64 else image_processor(CONFIG),
         method,
         {name: {leaf: value.to(dtype) for leaf, value in theta.items()} for name, theta in start.items()},

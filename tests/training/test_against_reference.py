@@ -20,8 +20,8 @@ from feddlp.methods.fedclip import FedCLIP
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
-from feddlp.model.backbone import locate
 from feddlp.model.gates import gates
+from feddlp.model.hub import EMBEDDED
 from feddlp.training.cohort import Cohort, initial
 from holdings import everyone
 from reference.client import Client
@@ -151,7 +151,7 @@ class Played(NamedTuple):
 @pytest.fixture(scope="module")
 def plain_clip():
     """The checkpoint's own model, without any hook of ours."""
-    return CLIPModel.from_pretrained(locate("tiny-clip"), dtype=torch.float64).eval()
+    return CLIPModel.from_pretrained(EMBEDDED["tiny-clip"], dtype=torch.float64).eval()
 
 
 @pytest.fixture

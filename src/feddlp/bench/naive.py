@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from feddlp.bench.synthetic import decode
 from feddlp.methods.feddlp import FedDLP
@@ -61,7 +61,7 @@ class NaiveClient:
 
     def __init__(
         self,
-        clip: CLIPModel,
+        clip: PreTrainedModel,
         processor: Any,
         method: FedDLP,
         start: dict[str, Theta],
