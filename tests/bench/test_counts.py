@@ -23,12 +23,14 @@ def counted(run) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_forward_pass_of_either_tower_is_the_closed_formula(dtype):
-    clip, side = random_model(CONFIG).to(dtype), CONFIG.vision_config.image_size
-    pixels, tokens = torch.randn(3, 3, side, side, dtype=dtype), torch.randint(0, 800, (5, 12))
+@pytest.mark.parametrize("kind", ["tiny-clip", "siglip"])
+def test_a_forward_pass_of_either_tower_is_the_closed_formula(kind, dtype, checkpoints):
+    config = model_config(str(checkpoints.get(kind, kind)))
+    model, side, words = random_model(config).to(dtype), config.vision_config.image_size, config.text_config.vocab_size
+    pixels, tokens = torch.randn(3, 3, side, side, dtype=dtype), torch.randint(0, words, (5, 12))
     with torch.no_grad():
-        assert counted(lambda: clip.get_image_features(pixels)) == 3 * tower_flops(CONFIG, "image", 0)
-        assert counted(lambda: clip.get_text_features(tokens)) == 5 * tower_flops(CONFIG, "text", 12)
+        assert counted(lambda: model.get_image_features(pixels)) == 3 * tower_flops(config, "image", 0)
+        assert counted(lambda: model.get_text_features(tokens)) == 5 * tower_flops(config, "text", 12)
 
 
 def test_a_pass_back_to_the_inputs_of_all_blocks_is_the_closed_formula():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from feddlp.bench.naive import NaiveClient
 from feddlp.bench.synthetic import (
@@ -35,17 +36,17 @@ class Rounded:
         return {"pixel_values": (pixels - self.backbone.pixel_mean) / self.backbone.pixel_std}
 
 
-def both(adapt: str, objective: str, dtype: torch.dtype):
+def both(adapt: str, objective: str, dtype: torch.dtype, config: PreTrainedConfig = CONFIG):
     """Two clients side by side, the second of them in the naive way as well, and their samples."""
     method = FedDLP(objective=objective, lr=0.01, gate_threshold=0.02)
-    backbone = Backbone(random_model(CONFIG).to(dtype), None, image_processor(CONFIG), adapt, LOGIT_SCALE)
+    backbone = Backbone(random_model(config).to(dtype), None, image_processor(config), adapt, LOGIT_SCALE)
     pool, prompts = random_pool(backbone, 7, 20), random_prompts(backbone, 7)
     train = random_data(backbone, pool, SIZES, 3).train
     cohort = Cohort([Slot(0, 0, method), Slot(1, 0, method)], backbone, prompts)
     start = {name: {leaf: v[1].detach() for leaf, v in theta.items()} for name, theta in cohort.theta.items()}
     twin = NaiveClient(
-        random_model(CONFIG).to(dtype),
-        Rounded(backbone) if dtype == torch.float64 else image_processor(CONFIG),
+        random_model(config).to(dtype),
+        Rounded(backbone) if dtype == torch.float64 else image_processor(config),
         method,
         {name: {leaf: value.to(dtype) for leaf, value in theta.items()} for name, theta in start.items()},
         prompts.tokens,
@@ -58,8 +59,9 @@ def both(adapt: str, objective: str, dtype: torch.dtype):
 
 @pytest.mark.parametrize("adapt", ["image", "text"])
 @pytest.mark.parametrize("objective", ["class_ce", "in_batch"])
-def test_the_naive_twin_learns_the_same(adapt, objective):
-    cohort, twin, train = both(adapt, objective, torch.float64)
+@pytest.mark.parametrize("kind", ["tiny-clip", "siglip"])
+def test_the_naive_twin_learns_the_same(kind, adapt, objective, checkpoints):
+    cohort, twin, train = both(adapt, objective, torch.float64, model_config(str(checkpoints.get(kind, kind))))
     order = train.indices[1]
     for batch, rows in zip(train.in_order(BATCH), order.split(BATCH), strict=False):
         ours, theirs = cohort.fit([batch]), twin.step(rows)
