@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from feddlp.bench.synthetic import clip_config, random_backbone, random_data, random_pool, random_prompts
+from feddlp.bench.synthetic import model_config, random_backbone, random_data, random_pool, random_prompts
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import TrainingConfig
 from feddlp.costs import trainable_parameters
@@ -33,7 +33,7 @@ CLASSES = 37  # Oxford pets
 
 def federation(name: str, options: argparse.Namespace) -> Federation:
     """Clients with random photographs to train on, and nothing to score, as that would blur it."""
-    backbone = random_backbone(clip_config("vit-b-32"), options.adapt, "cpu", torch.float32)
+    backbone = random_backbone(model_config("vit-b-32"), options.adapt, "cpu", torch.float32)
     sizes = [options.steps * options.batch] * options.clients
     dealt = random_data(backbone, random_pool(backbone, CLASSES, sizes[0]), sizes, CLASSES)
     data = FederatedData(dealt.ids, dealt.train, dealt.validation, dealt.validation)

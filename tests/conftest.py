@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from checkpoints import CHECKPOINTS
 from feddlp import api, cli
 from feddlp.config import TrainingConfig, load_config
 from feddlp.data import datasets
@@ -22,7 +24,8 @@ from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.federation.rounds import FederatedData, Federation, Lane
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Backbone, load_backbone
+from feddlp.model.backbone import Backbone
+from feddlp.model.checkpoint import load_backbone
 from feddlp.progress import PlainReporter
 from terminal import Ended
 
@@ -175,3 +178,12 @@ def feddlp(tmp_path, monkeypatch, capsys):
 
     yield command
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small random checkpoint of each kind, by name; not to be written to."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, make in CHECKPOINTS.items():
+        make(root / name)
+    return {name: root / name for name in CHECKPOINTS}

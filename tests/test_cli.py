@@ -13,7 +13,7 @@ from feddlp import __version__, experiment, materials
 from feddlp.data.datasets import SOURCES
 from feddlp.hyperparameters import variants
 from feddlp.methods import registry
-from feddlp.model.backbone import EMBEDDED
+from feddlp.model.hub import EMBEDDED
 from terminal import assert_mistake, process
 
 SMALL = ["methods=zero_shot", "training.rounds=1", "name=small"]
@@ -89,7 +89,7 @@ def test_a_missing_file_of_a_checkpoint_is_a_mistake(feddlp, tmp_path, checkpoin
 @pytest.mark.parametrize("kind", ["bert", "clip_text_model"])
 def test_a_model_that_is_no_clip_is_a_mistake(feddlp, tmp_path, checkpoint, kind):
     (checkpoint / "config.json").write_text(json.dumps({"model_type": kind}))
-    assert_mistake(feddlp("run", "model.checkpoint=clip"), kind, "a CLIP checkpoint is needed")
+    assert_mistake(feddlp("run", "model.checkpoint=clip"), kind, "a CLIP or SigLIP checkpoint with both towers")
     assert_untouched(tmp_path, "clip")
 
 

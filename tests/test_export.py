@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import CLIPModel, CLIPProcessor
+from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel
 
 from conftest import TOWERS
 from feddlp import api
@@ -21,7 +22,9 @@ from feddlp.errors import UserError
 from feddlp.export import export, new_folder, without_folders
 from feddlp.inference import load_predictor, of_client
 from feddlp.manifest import Manifest
-from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
+from feddlp.model.backbone import Backbone
+from feddlp.model.checkpoint import load_backbone
+from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
 from feddlp.trained import low_rank, read_client
 
@@ -94,6 +97,35 @@ def test_a_merged_checkpoint_is_a_clip_of_its_own(played, tmp_path, pixels, digi
     assert model.dtype == torch.float32
     torch.testing.assert_close(library_logits(model, ours.backbone, folder, pixels), expected, rtol=0, atol=close)
     torch.testing.assert_close(load_predictor(folder, device="cpu").logits(pixels), expected, rtol=0, atol=close)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_siglip_is_taken_away_as_a_clip_is(checkpoints, tmp_path, digits, kind, tower):
+    words = [f"model.checkpoint={checkpoints[kind]}", f"model.adapt={tower}", "methods=feddlp", "method.lr=0.01"]
+    small = ["data.clients=3", "data.partition=few_shot_iid", "data.shots=2", "training.rounds=1"]
+    config = load_config(None, [*words, *small, f"runs_dir={tmp_path}"])
+    run = api.run(config, PlainReporter(Console(quiet=True)))
+    ours = run.client(CLIENT)
+    pixels = ours.backbone.resize([Image.fromarray(one.permute(1, 2, 0).numpy()) for one in digits.images[::300]])
+    expected, close = ours.logits(pixels), 1e-5 * ours.backbone.logit_scale
+    run.export(CLIENT, tmp_path / "adapter")
+    run.export(CLIENT, tmp_path / "merged", merge=True)
+    loaded = SiglipModel.from_pretrained(checkpoints[kind], dtype=torch.float32)
+    loaded.load_adapter(str(tmp_path / "adapter"))
+    merged = AutoModel.from_pretrained(tmp_path / "merged")
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").image_processor.size == ours.backbone.processor.size
+    prompts = class_prompts(run.client(CLIENT).class_names, Manifest.read(tmp_path / "adapter").template)
+    tokens = ours.backbone.tokenizer([prompt.lower() for prompt in prompts], padding="max_length", max_length=40)
+    normalised = (pixels - ours.backbone.pixel_mean) / ours.backbone.pixel_std
+    for model in (loaded, merged):
+        with torch.no_grad():
+            found = model.eval()(pixel_values=normalised, input_ids=torch.tensor(tokens["input_ids"])).logits_per_image
+        torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    for name in ("adapter", "merged"):
+        again = load_predictor(tmp_path / name, device="cpu").logits(pixels)
+        torch.testing.assert_close(again, expected, rtol=0, atol=close)
 
 
 def test_a_merged_checkpoint_brings_its_tokenizer_and_its_processor(played, tmp_path, pixels):

@@ -17,7 +17,7 @@ from feddlp import materials
 from feddlp.data.datasets import to_pictures
 from feddlp.errors import UserError
 from feddlp.inference import find_images, load_predictor
-from feddlp.model.backbone import EMBEDDED
+from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
 from terminal import assert_mistake
 

@@ -76,7 +76,7 @@ class Run:
         adapter: Which = "local",
         merge: bool = False,
     ) -> Exported:
-        """Write a client's model to a new folder: a PEFT adapter, or with `merge` a CLIP checkpoint.
+        """Write a client's model to a new folder: a PEFT adapter, or with `merge` a whole checkpoint.
 
         Raises:
             UserError: as `client`; and a model without such a form, or a folder that is taken.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from feddlp import __version__
 from feddlp.config import Config
 from feddlp.manifest import Manifest
-from feddlp.model.backbone import EMBEDDED, locate
+from feddlp.model.hub import EMBEDDED, local_folder
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel
 
@@ -42,12 +41,12 @@ def model_card(
 
 
 def front_matter(config: Config, manifest: Manifest) -> str:
-    lines = ["tags: [clip, federated-learning, feddlp]", "pipeline_tag: zero-shot-image-classification"]
+    lines = ["tags: [federated-learning, feddlp]", "pipeline_tag: zero-shot-image-classification"]
     if manifest.merged:
         lines.append("library_name: transformers")
     else:
         lines.append("library_name: peft")
-    if not Path(locate(config.model.checkpoint)).is_dir():
+    if not local_folder(config.model.checkpoint).is_dir():
         lines.append(f"base_model: {config.model.checkpoint}")
     return "\n".join(["---", *lines, "---", ""])
 
@@ -78,7 +77,7 @@ def size(ranks: Mapping[str, int]) -> str:
 
 def licence(checkpoint: str) -> str:
     """As far as the base's folder says."""
-    folder = Path(locate(checkpoint))
+    folder = local_folder(checkpoint)
     if checkpoint in EMBEDDED:
         return "Apache-2.0 (shipped with feddlp)"
     if not folder.is_dir():
@@ -90,14 +89,20 @@ def licence(checkpoint: str) -> str:
     return next((f"see {path.name} of the base checkpoint" for path in sorted(folder.glob("LICEN[CS]E*"))), ELSEWHERE)
 
 
+def place_of(checkpoint: str) -> str:
+    """What `from_pretrained` takes for it."""
+    folder = local_folder(checkpoint)
+    return str(folder) if folder.is_dir() else checkpoint
+
+
 def usage(config: Config, manifest: Manifest) -> str:
     """How to load it."""
     if manifest.merged:
-        lines = ["from transformers import CLIPModel, CLIPProcessor", ""]
-        lines += ['model = CLIPModel.from_pretrained("DIR")', 'processor = CLIPProcessor.from_pretrained("DIR")']
+        lines = ["from transformers import AutoModel, AutoProcessor", ""]
+        lines += ['model = AutoModel.from_pretrained("DIR")', 'processor = AutoProcessor.from_pretrained("DIR")']
     else:
-        lines = ["from peft import PeftModel", "from transformers import CLIPModel", ""]
-        lines += [f'base = CLIPModel.from_pretrained("{locate(config.model.checkpoint)}", dtype="float32")']
+        lines = ["from peft import PeftModel", "from transformers import AutoModel", ""]
+        lines += [f'base = AutoModel.from_pretrained("{place_of(config.model.checkpoint)}", dtype="float32")']
         lines += ['model = PeftModel.from_pretrained(base, "DIR")  # or: base.load_adapter("DIR")']
     code = "\n".join(lines)
     return (

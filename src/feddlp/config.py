@@ -47,7 +47,8 @@ from feddlp.hyperparameters import (
 )
 from feddlp.methods import registry
 from feddlp.methods.base import Method
-from feddlp.model.backbone import EMBEDDED, Adapt
+from feddlp.model.backbone import Adapt
+from feddlp.model.hub import EMBEDDED
 
 Table = dict[str, Any]
 
@@ -153,7 +154,8 @@ class ModelConfig(Section):
     """The frozen dual encoder."""
 
     checkpoint: Annotated[str, AfterValidator(absolute_checkpoint)] = Field(
-        "tiny-clip", description="tiny-clip (embedded), a CLIP folder, or a hub name"
+        "tiny-clip",
+        description="tiny-clip (embedded), the folder of a CLIP or SigLIP, or a hub name; see docs/checkpoints.md",
     )
     adapt: Adapt = Field("image", description="the tower that carries the adapters: image, text or both")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -1,7 +1,7 @@
-"""One client's model as files that other people's code reads: a PEFT adapter, or a whole CLIP checkpoint.
+"""One client's model as files that other people's code reads: a PEFT adapter, or a whole checkpoint.
 
-    adapter_config.json + adapter_model.safetensors    loads with `peft` and with `CLIPModel.load_adapter`
-    config.json + model.safetensors + tokenizer + ...  with `merge`: loads with `CLIPModel.from_pretrained`
+    adapter_config.json + adapter_model.safetensors    loads with `peft` and with `AutoModel...load_adapter`
+    config.json + model.safetensors + tokenizer + ...  with `merge`: loads with `AutoModel.from_pretrained`
     README.md                                          a model card
     feddlp.json                                        what `feddlp predict` needs beside them
 
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from feddlp.card import model_card
+from feddlp.card import model_card, place_of
 from feddlp.config import Config, load_config
 from feddlp.data.datasets import FROM_DISK
 from feddlp.errors import UserError
@@ -35,7 +35,7 @@ from feddlp.files import sync_folder
 from feddlp.inference import load_base
 from feddlp.manifest import FILE, Manifest
 from feddlp.model.adapters import Dense, sites_of
-from feddlp.model.backbone import locate, trained_dtype
+from feddlp.model.backbone import trained_dtype
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Factors, classes_of, differences, is_low_rank, low_rank
 
@@ -60,7 +60,7 @@ def export(folder: RunFolder, model: ClientModel, to: Path, merge: bool = False)
     """Write a client's model to a new folder, which appears whole or not at all.
 
     Args:
-        merge: a whole CLIP checkpoint in place of an adapter.
+        merge: a whole checkpoint in place of an adapter.
 
     Raises:
         UserError: a model that has no such form, or a folder that is taken or cannot be written.
@@ -99,7 +99,7 @@ def check_form(model: ClientModel, merge: bool) -> None:
         )
     if not all(isinstance(model.algorithm.adapters()[name], Dense) for name in model.weights):
         raise UserError(
-            f"--method {model.method} changes more than linear layers, which neither PEFT nor a CLIP checkpoint can "
+            f"--method {model.method} changes more than linear layers, which neither PEFT nor a checkpoint can "
             f"hold; choose a LoRA method, or {from_python}"
         )
     if not merge:
@@ -147,7 +147,7 @@ def write_adapter(folder: Path, config: Config, factors: Factors) -> None:
         tensors[f"{PREFIX}{site}.lora_B.weight"] = up.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     ranks = {site: len(down) for site, (down, _) in factors.items()}
-    content = json.dumps(peft_config(locate(config.model.checkpoint), ranks), indent=1)
+    content = json.dumps(peft_config(place_of(config.model.checkpoint), ranks), indent=1)
     (folder / "adapter_config.json").write_text(content, encoding="utf-8")
 
 
@@ -175,21 +175,23 @@ def peft_config(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
 def write_merged(folder: Path, manifest: Manifest, model: ClientModel) -> Manifest:
     """Checkpoint, tokenizer and image processor; what prediction needs, seen from there."""
     backbone = load_base(manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone)
-    clip = backbone.model.to(trained_dtype(backbone.model.dtype))
-    add(clip, differences(model))
-    clip.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded
-    clip.save_pretrained(folder)
+    merged = backbone.model.to(trained_dtype(backbone.model.dtype))
+    add(merged, differences(model))
+    merged.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded
+    if backbone.logit_bias:
+        merged.logit_bias.fill_(backbone.logit_bias)
+    merged.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     backbone.processor.save_pretrained(folder)
-    dtype = str(clip.dtype).removeprefix("torch.")
+    dtype = str(merged.dtype).removeprefix("torch.")
     changes = {"checkpoint": ".", "dtype": dtype, "backbone": backbone.fingerprint()}
     return manifest.model_copy(update=changes)
 
 
 @torch.no_grad()
-def add(clip: torch.nn.Module, changes: Mapping[str, Tensor]) -> None:
+def add(model: torch.nn.Module, changes: Mapping[str, Tensor]) -> None:
     for name, change in changes.items():
-        clip.get_parameter(name).add_(change)
+        model.get_parameter(name).add_(change)
 
 
 @contextmanager

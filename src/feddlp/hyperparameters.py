@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from feddlp.errors import UserError, nearest
 from feddlp.methods import registry
 from feddlp.methods.base import Method
-from feddlp.model.backbone import EMBEDDED
+from feddlp.model.hub import EMBEDDED
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder's name

@@ -29,7 +29,8 @@ from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
 from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Theta
-from feddlp.model.backbone import Adapt, Backbone, load_backbone
+from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
 from feddlp.trained import ClientModel, Rule
 

@@ -1,4 +1,4 @@
-"""feddlp.json: what prediction needs beside the weights and a PEFT adapter or a CLIP checkpoint does not carry."""
+"""feddlp.json: what prediction needs beside the weights and a PEFT adapter or a checkpoint does not carry."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ from feddlp.data.source import LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.rounds import FederatedData
-from feddlp.model.backbone import EMBEDDED, Backbone, load_backbone
+from feddlp.model.backbone import Backbone
+from feddlp.model.checkpoint import load_backbone
+from feddlp.model.hub import EMBEDDED
 from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
@@ -223,5 +225,5 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     if config.data.dataset.partition(":")[0] not in CHARACTERS and config.model.checkpoint in EMBEDDED:
         reporter.warn(
             f"{config.model.checkpoint} knows rendered characters only; for photographs set model.checkpoint "
-            "to a CLIP folder or a hub name such as openai/clip-vit-base-patch32"
+            "to the folder of a CLIP or SigLIP, or to a hub name such as openai/clip-vit-base-patch32"
         )

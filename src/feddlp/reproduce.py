@@ -14,7 +14,8 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter
 from feddlp.files import write_atomically
-from feddlp.model.backbone import EMBEDDED, load_clip_config
+from feddlp.model.checkpoint import load_config
+from feddlp.model.hub import EMBEDDED
 from feddlp.records import RunFolder
 from feddlp.report.latest import Row
 from feddlp.report.page import write_report
@@ -141,8 +142,10 @@ def plan(request: Request, table: str, data: str) -> Sweep:
 
 def is_papers_model(checkpoint: str) -> bool:
     """Whether it is a CLIP ViT-B/32, with which the paper's numbers were made."""
-    vision = load_clip_config(checkpoint).vision_config
-    return (vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (32, 768, 12)
+    config = load_config(checkpoint)
+    vision = config.vision_config
+    shape = (vision.patch_size, vision.hidden_size, vision.num_hidden_layers)
+    return (config.model_type, *shape) == ("clip", 32, 768, 12)
 
 
 def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]]) -> dict[Key, list[Played]]:

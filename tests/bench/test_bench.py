@@ -36,6 +36,13 @@ def test_the_text_tower_is_much_faster_than_the_naive_way():
     assert text["naive"]["times"] > 5
 
 
+@pytest.mark.parametrize("adapt", ["image", "text", "both"])
+def test_a_siglip_is_measured_too(adapt, checkpoints):
+    found = measured(f"model={checkpoints['siglip']}", f"adapt={adapt}", "clients=2", "batch_size=2")
+    assert found["step"]["nominal"]["flops_per_image"] > 0
+    assert (found["naive"] is None) == (adapt == "both")
+
+
 def test_one_more_client_costs_its_adapters_and_moments(image_tower):
     memory = image_tower["memory"]
     needed = memory["adapter_bytes_per_client"] + memory["moment_bytes_per_client"]

@@ -7,13 +7,13 @@ import torch
 
 from feddlp.bench.counts import attention_backward_flops, counter, nominal_flops, passes, tower_flops
 from feddlp.bench.options import BenchOptions
-from feddlp.bench.synthetic import clip_config, random_clip
+from feddlp.bench.synthetic import model_config, random_model
 from feddlp.bench.workload import make_workload
 from feddlp.hyperparameters import build_method
 from feddlp.methods.base import Method
 from feddlp.methods.feddlp import FedDLP
 
-CONFIG = clip_config("tiny-clip")
+CONFIG = model_config("tiny-clip")
 
 
 def counted(run) -> int:
@@ -23,17 +23,19 @@ def counted(run) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_forward_pass_of_either_tower_is_the_closed_formula(dtype):
-    clip, side = random_clip(CONFIG).to(dtype), CONFIG.vision_config.image_size
-    pixels, tokens = torch.randn(3, 3, side, side, dtype=dtype), torch.randint(0, 800, (5, 12))
+@pytest.mark.parametrize("kind", ["tiny-clip", "siglip"])
+def test_a_forward_pass_of_either_tower_is_the_closed_formula(kind, dtype, checkpoints):
+    config = model_config(str(checkpoints.get(kind, kind)))
+    model, side, words = random_model(config).to(dtype), config.vision_config.image_size, config.text_config.vocab_size
+    pixels, tokens = torch.randn(3, 3, side, side, dtype=dtype), torch.randint(0, words, (5, 12))
     with torch.no_grad():
-        assert counted(lambda: clip.get_image_features(pixels)) == 3 * tower_flops(CONFIG, "image", 0)
-        assert counted(lambda: clip.get_text_features(tokens)) == 5 * tower_flops(CONFIG, "text", 12)
+        assert counted(lambda: model.get_image_features(pixels)) == 3 * tower_flops(config, "image", 0)
+        assert counted(lambda: model.get_text_features(tokens)) == 5 * tower_flops(config, "text", 12)
 
 
 def test_a_pass_back_to_the_inputs_of_all_blocks_is_the_closed_formula():
     """Weights are frozen, so each linear layer costs as much as forward, and attention two and a half times that."""
-    clip, vision = random_clip(CONFIG).eval().requires_grad_(False), CONFIG.vision_config
+    clip, vision = random_model(CONFIG).eval().requires_grad_(False), CONFIG.vision_config
     first: list[torch.Tensor] = []
 
     def wake(module, inputs, output):
@@ -57,8 +59,8 @@ def test_attention_backward_is_five_products():
 
 def test_vit_b_32_takes_what_the_literature_says():
     """4.4 billion multiply-adds an image (ViT-B/32 at 224)."""
-    assert tower_flops(clip_config("vit-b-32"), "image", 0) / 2e9 == pytest.approx(4.4, rel=0.02)
-    assert tower_flops(clip_config("vit-b-16"), "image", 0) / 2e9 == pytest.approx(17.5, rel=0.02)
+    assert tower_flops(model_config("vit-b-32"), "image", 0) / 2e9 == pytest.approx(4.4, rel=0.02)
+    assert tower_flops(model_config("vit-b-16"), "image", 0) / 2e9 == pytest.approx(17.5, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from feddlp.bench.naive import NaiveClient
 from feddlp.bench.synthetic import (
     LOGIT_SCALE,
-    clip_config,
     image_processor,
-    random_clip,
+    model_config,
     random_data,
+    random_model,
     random_pool,
     random_prompts,
 )
@@ -19,7 +20,7 @@ from feddlp.methods.feddlp import FedDLP
 from feddlp.model.backbone import Backbone
 from feddlp.training.cohort import Cohort, Slot
 
-CONFIG = clip_config("tiny-clip")
+CONFIG = model_config("tiny-clip")
 SIZES = (11, 6)
 BATCH = 4
 
@@ -35,17 +36,17 @@ class Rounded:
         return {"pixel_values": (pixels - self.backbone.pixel_mean) / self.backbone.pixel_std}
 
 
-def both(adapt: str, objective: str, dtype: torch.dtype):
+def both(adapt: str, objective: str, dtype: torch.dtype, config: PreTrainedConfig = CONFIG):
     """Two clients side by side, the second of them in the naive way as well, and their samples."""
     method = FedDLP(objective=objective, lr=0.01, gate_threshold=0.02)
-    backbone = Backbone(random_clip(CONFIG).to(dtype), None, image_processor(CONFIG), adapt, LOGIT_SCALE)
+    backbone = Backbone(random_model(config).to(dtype), None, image_processor(config), adapt, LOGIT_SCALE)
     pool, prompts = random_pool(backbone, 7, 20), random_prompts(backbone, 7)
     train = random_data(backbone, pool, SIZES, 3).train
     cohort = Cohort([Slot(0, 0, method), Slot(1, 0, method)], backbone, prompts)
     start = {name: {leaf: v[1].detach() for leaf, v in theta.items()} for name, theta in cohort.theta.items()}
     twin = NaiveClient(
-        random_clip(CONFIG).to(dtype),
-        Rounded(backbone) if dtype == torch.float64 else image_processor(CONFIG),
+        random_model(config).to(dtype),
+        Rounded(backbone) if dtype == torch.float64 else image_processor(config),
         method,
         {name: {leaf: value.to(dtype) for leaf, value in theta.items()} for name, theta in start.items()},
         prompts.tokens,
@@ -58,8 +59,9 @@ def both(adapt: str, objective: str, dtype: torch.dtype):
 
 @pytest.mark.parametrize("adapt", ["image", "text"])
 @pytest.mark.parametrize("objective", ["class_ce", "in_batch"])
-def test_the_naive_twin_learns_the_same(adapt, objective):
-    cohort, twin, train = both(adapt, objective, torch.float64)
+@pytest.mark.parametrize("kind", ["tiny-clip", "siglip"])
+def test_the_naive_twin_learns_the_same(kind, adapt, objective, checkpoints):
+    cohort, twin, train = both(adapt, objective, torch.float64, model_config(str(checkpoints.get(kind, kind))))
     order = train.indices[1]
     for batch, rows in zip(train.in_order(BATCH), order.split(BATCH), strict=False):
         ours, theirs = cohort.fit([batch]), twin.step(rows)

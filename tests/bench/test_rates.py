@@ -6,11 +6,11 @@ import torch
 
 from feddlp.bench import rates
 from feddlp.bench.rates import layer_shapes, matrix_rate
-from feddlp.bench.synthetic import clip_config
+from feddlp.bench.synthetic import model_config
 
 
 def test_the_shapes_are_those_of_the_model():
-    config = clip_config("vit-b-32")
+    config = model_config("vit-b-32")
     assert layer_shapes(config, "image") == [(768, 768), (768, 3072), (3072, 768)]
     assert layer_shapes(config, "text") == [(512, 512), (512, 2048), (2048, 512)]
 

@@ -7,33 +7,33 @@ import torch
 
 from feddlp.bench.synthetic import (
     client_sizes,
-    clip_config,
     deal,
     decode,
+    model_config,
     photographs,
     random_backbone,
-    random_clip,
     random_data,
+    random_model,
     random_pool,
     random_prompts,
     random_tokens,
 )
 from feddlp.errors import UserError
 
-CONFIG = clip_config("tiny-clip")
+CONFIG = model_config("tiny-clip")
 
 
 def test_weights_are_random_and_the_same_every_time():
-    first, second = random_clip(CONFIG).state_dict(), random_clip(CONFIG).state_dict()
+    first, second = random_model(CONFIG).state_dict(), random_model(CONFIG).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     matrices = [value for value in first.values() if value.dim() > 1]
     assert len({value.sum().item() for value in matrices}) == len(matrices)
 
 
 def test_names_and_unknown_names():
-    assert clip_config("vit-b-16").vision_config.patch_size == 16
+    assert model_config("vit-b-16").vision_config.patch_size == 16
     with pytest.raises(UserError, match="/no/such/model cannot be loaded"):
-        clip_config("/no/such/model")
+        model_config("/no/such/model")
 
 
 def test_images_and_prompts_are_told_apart():

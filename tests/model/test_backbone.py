@@ -11,15 +11,17 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPMode
 
 from feddlp.errors import UserError
 from feddlp.model.adapters import Dense, FeatureAttention, LinearSite, LoRA, count_parameters
-from feddlp.model.backbone import find_sites, load_backbone, locate
+from feddlp.model.backbone import find_sites
+from feddlp.model.checkpoint import load_backbone
 from feddlp.model.gates import GatedLoRA
+from feddlp.model.hub import EMBEDDED
 
 PROMPTS = ["a photo of the digit three.", "a cat", "an aircraft that nobody has ever seen, in a blue sky over the sea"]
 
 
 @pytest.fixture(scope="module")
 def library_model():
-    return CLIPModel.from_pretrained(locate("tiny-clip"), dtype=torch.float32).eval()
+    return CLIPModel.from_pretrained(EMBEDDED["tiny-clip"], dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_vit_b32_has_the_papers_parameter_counts(adapt, adapter, expected):
 
 
 def test_the_embedded_checkpoint_is_a_small_genuine_clip():
-    folder = locate("tiny-clip")
+    folder = EMBEDDED["tiny-clip"]
     from pathlib import Path
 
     from safetensors import safe_open
@@ -67,7 +69,7 @@ def test_the_embedded_checkpoint_is_a_small_genuine_clip():
 
 
 def test_images_are_encoded_as_the_library_does(backbones, library_model, pictures):
-    processor = AutoImageProcessor.from_pretrained(locate("tiny-clip"))
+    processor = AutoImageProcessor.from_pretrained(EMBEDDED["tiny-clip"])
     pixels = processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = F.normalize(library_model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
@@ -76,7 +78,7 @@ def test_images_are_encoded_as_the_library_does(backbones, library_model, pictur
 
 
 def test_prompts_cut_to_the_longest_equal_prompts_padded_to_77(backbones, library_model):
-    tokens = AutoTokenizer.from_pretrained(locate("tiny-clip"))(PROMPTS, padding="max_length", return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(EMBEDDED["tiny-clip"])(PROMPTS, padding="max_length", return_tensors="pt")
     cut = backbones["text"].tokenize(PROMPTS)
     assert cut.shape[1] < tokens["input_ids"].shape[1] == 77
     with torch.no_grad():

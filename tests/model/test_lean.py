@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 from transformers.activations import QuickGELUActivation
 
-from feddlp.model.lean import QuickGELU, end_of_text, pool_in_last_layer, use_quick_gelu
+from feddlp.model.lean import QuickGELU, end_of_text, pool_at_end_of_text, pool_in_last_layer, use_quick_gelu
 
 SMALL = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
 
@@ -56,7 +56,7 @@ def test_pooling_in_the_last_layer_gives_the_image_towers_features_and_gradients
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_pooling_in_the_last_layer_gives_the_text_towers_features_and_gradients(eos, attention):
     ours, theirs = clip(eos, attention), clip(eos, attention)
-    pool_in_last_layer(ours.text_model, eos)
+    pool_at_end_of_text(ours.text_model, eos)
     end = 50 if eos == 50 else 59
     tokens = torch.tensor([[1, 3, 4, 5, end, 0, 0], [1, end, 0, 0, 0, 0, 0], [1, 7, 8, 9, 10, 11, end]])
     assert end_of_text(tokens, eos).tolist() == [4, 1, 6]

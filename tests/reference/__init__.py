@@ -8,4 +8,5 @@ from what the papers and their public code say; of a method it reads the fields.
     client      one client: its CLIP with adapters, its optimisers, a step, what it receives and sends
     training    the losses, one batch of each family of methods, and what predicts
     federation  the server, and rounds; start here
+    comparison  the twin beside the fast path
 """

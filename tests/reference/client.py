@@ -101,9 +101,13 @@ class Client:
                 self.wrap(site).paths[name] = self.low_rank(name, start)
 
     def sites(self) -> set[str]:
-        """The layers that LoRA adapts: every linear layer of the tower and its projection, or attention's output."""
+        """The layers that LoRA adapts: every linear layer of the tower and its projection, or attention's output.
+
+        Not the output of SigLIP's attention head, whose weight is used without a call of the layer.
+        """
         tops = [top for tower in self.towers for top in TOWERS[tower]]
-        everything = {*self.layers, *(n for n, module in self.clip.named_modules() if isinstance(module, nn.Linear))}
+        linear = (name for name, module in self.clip.named_modules() if isinstance(module, nn.Linear))
+        everything = {*self.layers, *(name for name in linear if not name.endswith("head.attention.out_proj"))}
         inside = {site.removesuffix(".base") for site in everything if site.partition(".")[0] in tops}
         return {site for site in inside if self.method.layers == "all" or site.endswith("self_attn.out_proj")}
 
@@ -156,7 +160,7 @@ class Client:
         for tower, attention in self.attentions.items():
             features[tower] = attention(features[tower])
         images, texts = (F.normalize(features[tower], dim=-1) for tower in ("image", "text"))
-        return self.clip.logit_scale.exp() * images @ texts.T
+        return self.clip.logit_scale.exp() * images @ texts.T + getattr(self.clip, "logit_bias", 0)
 
     def step(self, name: str, loss: Tensor, round: int) -> None:
         """FedProx's term, backward, clip everything but the gates, Adam, prune the gates."""

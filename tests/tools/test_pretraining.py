@@ -66,7 +66,7 @@ def test_no_data_set_is_read():
 def test_two_steps_write_a_checkpoint_that_the_package_loads(tmp_path):
     command = [sys.executable, TOOLS / "pretrain_tiny_clip.py", "--steps", "2", "--groups", "1", "--to", tmp_path]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    from feddlp.model.backbone import load_backbone
+    from feddlp.model.checkpoint import load_backbone
 
     backbone = load_backbone(str(tmp_path), "image")
     assert backbone.tokenize(["a photo of the digit three."]).shape == (1, 9)

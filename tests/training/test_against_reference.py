@@ -20,15 +20,15 @@ from feddlp.methods.fedclip import FedCLIP
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.flora import FLoRA
 from feddlp.methods.local import Local
-from feddlp.model.backbone import locate
 from feddlp.model.gates import gates
-from feddlp.training.cohort import Cohort, initial
+from feddlp.model.hub import EMBEDDED
+from feddlp.training.cohort import Cohort
 from holdings import everyone
 from reference.client import Client
+from reference.comparison import as_fast, assert_same, twins
 from reference.federation import SHARED, Server, Task, federate
 from reference.training import predict
 
-TOLERANCE = {"rtol": 0, "atol": 1e-9}
 LESS = {"batch_size": 8}  # 2, 1 and 1 steps
 SHORT = {**LESS, "rounds": 2}
 PADDED = {**LESS, "full_length": True}  # prompts padded to the model's 77 tokens in the twin
@@ -151,7 +151,7 @@ class Played(NamedTuple):
 @pytest.fixture(scope="module")
 def plain_clip():
     """The checkpoint's own model, without any hook of ours."""
-    return CLIPModel.from_pretrained(locate("tiny-clip"), dtype=torch.float64).eval()
+    return CLIPModel.from_pretrained(EMBEDDED["tiny-clip"], dtype=torch.float64).eval()
 
 
 @pytest.fixture
@@ -173,40 +173,10 @@ def both_played(plain_clip, make_federation, backbones, prompts, digits):
     return play
 
 
-def twins(fast, clip, tower):
-    """The twin's clients and server, with the starts that the addresses give."""
-    method = fast.lanes[0].method
-    kind = next(name for name, known in registry().items() if type(method) is known)
-
-    def start(key, owner):
-        values = initial(method.adapters()[key], fast.backbone, 0, key, owner)
-        return {leaf: value.double() for leaf, value in values.items()}
-
-    starts = [
-        {key: start(key, "server" if key in SHARED[kind] else number) for key in method.adapters()}
-        for number in range(3)
-    ]
-    clients = [Client(clip, tower, kind, method, theta) for theta in starts]
-    held = {key: {leaf: v.detach().clone() for leaf, v in clients[0].leaves(key).items()} for key in SHARED[kind]}
-    travelling = {
-        key: {leaf: value for leaf, value in theta.items() if clients[0].travels(leaf)} for key, theta in held.items()
-    }
-    return clients, Server(travelling, method)
-
-
 def full_length(backbone, prompts):
     """The prompts padded to 77 tokens, as public implementations encode them."""
     padding = torch.full((len(prompts.tokens), 77 - prompts.tokens.shape[1]), backbone.tokenizer.pad_token_id)
     return torch.cat([prompts.tokens, padding], dim=1)
-
-
-def as_fast(clip, theta):
-    """The twin's leaves in the fast path's terms: of full fine-tuning the difference to the checkpoint."""
-    weights = dict(clip.named_parameters())
-    return {
-        f"{leaf}.difference" if leaf in weights else leaf: value.detach() - weights.get(leaf, 0)
-        for leaf, value in theta.items()
-    }
 
 
 def products(theta):
@@ -216,12 +186,6 @@ def products(theta):
         gate = theta.get(f"{site}.gate", torch.ones(()))
         found[site] = theta[f"{site}.B"].detach() * gate.detach() @ theta[f"{site}.A"].detach()
     return found
-
-
-def assert_same(fast, slow):
-    assert fast.keys() == slow.keys()
-    for leaf, value in fast.items():
-        torch.testing.assert_close(value, slow[leaf], **TOLERANCE, msg=lambda text, leaf=leaf: f"{leaf}: {text}")
 
 
 def twin_gates(played):

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig
+from transformers import PreTrainedConfig
 
 from feddlp.data.batches import Batch
 from feddlp.methods.base import Method
 from feddlp.model.adapters import View
 from feddlp.model.backbone import Adapt, towers
+from feddlp.model.family import family_of, image_tokens
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
@@ -56,20 +57,30 @@ def block_flops(width: int, inner: int, tokens: int) -> int:
     return 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens**2 * width
 
 
-def tower_flops(config: CLIPConfig, tower: str, tokens: int) -> int:
+def tower_flops(config: PreTrainedConfig, tower: str, tokens: int) -> int:
     """One image or one prompt through a frozen tower, forward.
 
     Args:
-        tokens: of a prompt; an image has its patches and the class token.
+        tokens: of a prompt; an image has its patches, and the class token if there is one.
     """
-    part = config.text_config if tower == "text" else config.vision_config
+    part, family = config.text_config if tower == "text" else config.vision_config, family_of(config)
     embedding: int = 0
     if tower == "image":
-        patches = (part.image_size // part.patch_size) ** 2
+        tokens = image_tokens(config)
+        patches = tokens - family.image_tokens_beside_patches
         embedding = 2 * patches * part.num_channels * part.patch_size**2 * part.hidden_size
-        tokens = patches + 1
     blocks = part.num_hidden_layers * block_flops(part.hidden_size, part.intermediate_size, tokens)
-    return int(embedding + blocks + 2 * part.hidden_size * config.projection_dim)
+    return int(embedding + blocks + head_flops(config, tower, tokens))
+
+
+def head_flops(config: PreTrainedConfig, tower: str, tokens: int) -> int:
+    """What follows the blocks: a projection of one token, or a head that attends to all of them with one query."""
+    part, family = config.text_config if tower == "text" else config.vision_config, family_of(config)
+    width: int = part.hidden_size
+    if tower in family.pooled:
+        return 2 * width * family.feature_width[tower](config)
+    keys_and_values = 4 * tokens * width**2
+    return int(keys_and_values + 4 * width**2 + 4 * tokens * width + 4 * width * part.intermediate_size)
 
 
 class Passes:
@@ -97,7 +108,9 @@ def passes(method: Method) -> tuple[int, int]:
     return f.learning, f.teaching
 
 
-def nominal_flops(config: CLIPConfig, method: Method, adapt: Adapt, batch_size: int, classes: int, tokens: int) -> int:
+def nominal_flops(
+    config: PreTrainedConfig, method: Method, adapt: Adapt, batch_size: int, classes: int, tokens: int
+) -> int:
     """One client's training step with full passes over the adapted towers: "model FLOPs".
 
     A pass back with respect to the inputs of all layers counts as much as one forward; adapters, and the gradients of

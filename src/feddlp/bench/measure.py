@@ -13,14 +13,12 @@ from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig
+from transformers import PreTrainedConfig
 
 from feddlp.bench.counts import counter
 from feddlp.bench.options import BenchOptions
 from feddlp.bench.rates import Rate, layer_shapes, matrix_rate
-from feddlp.bench.synthetic import (
-    clip_config,
-)
+from feddlp.bench.synthetic import model_config
 from feddlp.bench.timers import Timers
 from feddlp.bench.twin import twin_process
 from feddlp.bench.workload import Workload, find_device, make_workload
@@ -49,7 +47,7 @@ class Played:
         return median(one.seconds["training"] / one.samples for one in self.rounds)
 
 
-def measure_rates(options: BenchOptions, config: CLIPConfig, device: torch.device) -> dict[str, Rate]:
+def measure_rates(options: BenchOptions, config: PreTrainedConfig, device: torch.device) -> dict[str, Rate]:
     """The machine's rate in both precisions, on the layers of the adapted tower."""
     layers = layer_shapes(config, "text" if options.adapt == "text" else "image")
     seconds = options.seconds * RATE_SHARE
@@ -101,7 +99,7 @@ def measure(options: BenchOptions, say: Say = lambda text: None) -> tuple[Worklo
     Raises:
         UserError: a device or a model that is not to be had.
     """
-    device, config = find_device(options.device), clip_config(options.model)
+    device, config = find_device(options.device), model_config(options.model)
     options.build_method()
     say("the rate of matrix products")
     rates = measure_rates(options, config, device)

@@ -1,6 +1,6 @@
 """The naive twin: FedDLP as a research code trains it, one client at a time. What the fast path is measured against.
 
-All that the fast path leaves out is here: fp32, both towers run for every batch, prompts of the full 77 tokens (one
+All that the fast path leaves out is here: fp32, both towers run for every batch, prompts of the full length (one
 per sample for `in_batch`, one per class for `class_ce`), four forward passes a step, photographs decoded, resized and
 normalised anew in every epoch, `torch.optim.AdamW` on single tensors. A test holds that both give the same losses.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from feddlp.bench.synthetic import decode
 from feddlp.methods.feddlp import FedDLP
@@ -61,7 +61,7 @@ class NaiveClient:
 
     def __init__(
         self,
-        clip: CLIPModel,
+        clip: PreTrainedModel,
         processor: Any,
         method: FedDLP,
         start: dict[str, Theta],
@@ -74,7 +74,7 @@ class NaiveClient:
         self.files, self.labels, self.logit_scale = files, labels, logit_scale
         text = clip.config.text_config
         full = text.max_position_embeddings - tokens.shape[1]
-        self.tokens = F.pad(tokens, (0, full), value=text.eos_token_id)  # (C, 77)
+        self.tokens = F.pad(tokens, (0, full), value=text.eos_token_id)  # (C, all positions)
         self.layers = [self.replace(site, start) for site in sites_of(start["local"])]
         self.optimizers = {
             name: torch.optim.AdamW(

@@ -20,7 +20,9 @@ class BenchOptions(BaseModel):
 
     model_config = CHECKED
 
-    model: str = Field("vit-b-32", description="vit-b-32, vit-b-16, tiny-clip, a CLIP folder or a hub name")
+    model: str = Field(
+        "vit-b-32", description="vit-b-32, vit-b-16, tiny-clip, the folder of a CLIP or SigLIP, or a hub name"
+    )
     method: str = Field("feddlp", description="a method or a variant, see feddlp methods")
     objective: Objective = Field("class_ce", description="class_ce, in_batch or in_batch_positives")
     adapt: Adapt = Field("image", description="the tower that carries the adapters: image, text or both")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch.utils.benchmark import Timer
-from transformers import CLIPConfig
+from transformers import PreTrainedConfig
 
 ROWS = {"cpu": (512, 8192), "cuda": (8192, 65536)}  # one that the caches hold, and one as long as a cohort's batch
 
@@ -23,7 +23,7 @@ class Rate(NamedTuple):
     shape: tuple[int, int, int]  # rows, d_in, d_out
 
 
-def layer_shapes(config: CLIPConfig, tower: str) -> list[tuple[int, int]]:
+def layer_shapes(config: PreTrainedConfig, tower: str) -> list[tuple[int, int]]:
     """(d_in, d_out) of the linear layers of a tower's blocks: attention, and the two of the MLP."""
     part = config.text_config if tower == "text" else config.vision_config
     width, inner = part.hidden_size, part.intermediate_size

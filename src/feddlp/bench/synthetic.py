@@ -1,4 +1,4 @@
-"""A federation made of nothing: a CLIP of any shape with random weights, random photographs, made-up prompts.
+"""A federation made of nothing: a CLIP or SigLIP of any shape with random weights, random photographs, made-up prompts.
 
 Speed depends on shapes and not on values, so nothing is downloaded but, for a hub name, its configuration. The
 photographs exist as JPEG files in memory, larger than the model reads, as a data set on a disk would hold them; the
@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel
 
 from feddlp.data.batches import ClientData
 from feddlp.data.features import image_features
 from feddlp.data.prompts import Prompts
 from feddlp.federation.rounds import FederatedData
-from feddlp.model.backbone import Adapt, Backbone, load_clip_config
+from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model.checkpoint import load_config
+from feddlp.model.family import END_OF_TEXT, family_of
 from feddlp.randomness import generator
 
 PATCHES = {"vit-b-32": 32, "vit-b-16": 16}
@@ -32,20 +34,21 @@ POOL = 512  # photographs that all clients share
 PHOTOGRAPH = (2.2, 1.7)  # width and height in units of what the model reads: 493 x 381 at 224
 
 
-def clip_config(model: str) -> CLIPConfig:
+def model_config(model: str) -> PreTrainedConfig:
     """The configuration of a name in PATCHES, the embedded checkpoint, a folder or a hub name."""
     if model in PATCHES:
         return CLIPConfig(vision_config={"patch_size": PATCHES[model]})
-    return load_clip_config(model)
+    return load_config(model)
 
 
-def random_clip(config: CLIPConfig) -> CLIPModel:
-    """A CLIP with random weights, always the same, in float32; in a second where the library's own start takes 20."""
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights, always the same, in float32; in a second where the library's own start takes 20."""
+    kind = family_of(config).model
     with torch.device("meta"):
-        shapes = CLIPModel(config).state_dict()
+        shapes = kind(config).state_dict()
     draw = generator(0, "bench", "weights")
     weights = {name: random_weight(name, shape, draw) for name, shape in shapes.items()}
-    return CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    return kind.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
 
 
 def random_weight(name: str, like: Tensor, draw: torch.Generator) -> Tensor:
@@ -56,27 +59,29 @@ def random_weight(name: str, like: Tensor, draw: torch.Generator) -> Tensor:
     return torch.empty(like.shape).uniform_(-bound, bound, generator=draw)
 
 
-def image_processor(config: CLIPConfig) -> Any:
-    """CLIP's own, for the size that the model reads."""
-    side = config.vision_config.image_size
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+def image_processor(config: PreTrainedConfig) -> Any:
+    """The authors' own, for the size that the model reads."""
+    return family_of(config).processor(config.vision_config.image_size)
 
 
-def random_backbone(config: CLIPConfig, adapt: Adapt, device: str, dtype: torch.dtype) -> Backbone:
-    """The model of `random_clip` as the fast path holds it."""
-    return Backbone(random_clip(config).to(device, dtype), None, image_processor(config), adapt, LOGIT_SCALE)
+def random_backbone(config: PreTrainedConfig, adapt: Adapt, device: str, dtype: torch.dtype) -> Backbone:
+    """The model of `random_model` as the fast path holds it."""
+    return Backbone(random_model(config).to(device, dtype), None, image_processor(config), adapt, LOGIT_SCALE)
 
 
-def random_tokens(config: CLIPConfig, classes: int) -> Tensor:
-    """Prompts of a few lengths, padded to the longest, as the tokenizer pads: with the end token. [C, L]"""
+def random_tokens(config: PreTrainedConfig, classes: int) -> Tensor:
+    """Prompts of a few lengths, padded as the family pads, with the end token. [C, L]"""
     text, draw = config.text_config, generator(0, "bench", "prompts")
+    causal = family_of(config).pooled["text"] == END_OF_TEXT
+    words = min(text.bos_token_id, text.eos_token_id) if causal else text.vocab_size - 1
+    start, end = (text.bos_token_id, text.eos_token_id) if causal else (0, text.vocab_size - 1)
     short, long = (min(length, text.max_position_embeddings) for length in PROMPT_TOKENS)
-    tokens = torch.randint(0, min(text.bos_token_id, text.eos_token_id), (classes, long), generator=draw)
+    tokens = torch.randint(0, words, (classes, long), generator=draw)
     ends = torch.randint(short, long + 1, (classes, 1), generator=draw) - 1
     ends[0] = long - 1
-    tokens[torch.arange(long) >= ends] = text.eos_token_id
-    tokens[:, 0] = text.bos_token_id
-    return tokens
+    tokens[torch.arange(long) >= ends] = end
+    tokens[:, 0] = start
+    return tokens if causal else F.pad(tokens, (0, text.max_position_embeddings - long), value=end)
 
 
 def random_prompts(backbone: Backbone, classes: int) -> Prompts:

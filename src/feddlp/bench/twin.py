@@ -17,7 +17,7 @@ from typing import cast
 
 from feddlp.bench.naive import NaiveClient
 from feddlp.bench.options import BenchOptions
-from feddlp.bench.synthetic import image_processor, random_clip
+from feddlp.bench.synthetic import image_processor, random_model
 from feddlp.bench.timers import synchronise
 from feddlp.bench.workload import Workload, find_device, make_workload
 from feddlp.methods.feddlp import FedDLP
@@ -53,7 +53,7 @@ def make_twin(load: Workload) -> NaiveClient:
     """The first client in the naive way, from the same start."""
     client, config = load.first_client(), load.backbone.model.config
     return NaiveClient(
-        random_clip(config).to(load.device),
+        random_model(config).to(load.device),
         image_processor(config),
         cast("FedDLP", load.method),
         {name: {leaf: value[0].detach() for leaf, value in theta.items()} for name, theta in client.theta.items()},

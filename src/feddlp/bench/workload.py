@@ -10,7 +10,7 @@ from feddlp.bench.options import BenchOptions
 from feddlp.bench.synthetic import (
     Pool,
     client_sizes,
-    clip_config,
+    model_config,
     random_backbone,
     random_data,
     random_pool,
@@ -60,7 +60,7 @@ def find_device(name: str) -> torch.device:
 def make_workload(options: BenchOptions, device: torch.device) -> Workload:
     """Random weights, prompts and photographs, dealt to the clients."""
     dtype = getattr(torch, options.dtype)
-    backbone = random_backbone(clip_config(options.model), options.adapt, str(device), dtype)
+    backbone = random_backbone(model_config(options.model), options.adapt, str(device), dtype)
     sizes = client_sizes(options.clients, options.steps * options.batch_size, options.ragged)
     pool = random_pool(backbone, options.classes, sum(sizes))
     data = random_data(backbone, pool, sizes, options.classes_per_client)

@@ -29,10 +29,10 @@ def export(
     adapter: Annotated[
         str, typer.Option(help="local: what the client predicts with; global: the shared adapter on the server.")
     ] = "local",
-    merge: Annotated[bool, typer.Option("--merge", help="Write a whole CLIP checkpoint, adapters merged.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write a whole checkpoint, adapters merged.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Write one client's model as a PEFT adapter, or as a CLIP checkpoint, for use without feddlp.
+    """Write one client's model as a PEFT adapter, or as a whole checkpoint, for use without feddlp.
 
     \b
     feddlp export runs/demo --client 3 --to client3

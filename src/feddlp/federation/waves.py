@@ -23,6 +23,7 @@ from feddlp.config import TrainingConfig
 from feddlp.data.batches import Batch
 from feddlp.errors import UserError
 from feddlp.memory import MIB, free_bytes, used_bytes
+from feddlp.model.family import image_tokens
 from feddlp.training.cohort import Cohort
 
 EVALUATION_BATCH = 128  # samples of each client
@@ -112,7 +113,7 @@ def widest_bytes(cohort: Cohort) -> int:
     config, size = cohort.backbone.model.config, torch.finfo(cohort.backbone.model.dtype).bits // 8
     image, text = config.vision_config, config.text_config
     rows = {
-        "image": EVALUATION_BATCH * ((image.image_size // image.patch_size) ** 2 + 1) * image.intermediate_size,
+        "image": EVALUATION_BATCH * image_tokens(config) * image.intermediate_size,
         "text": cohort.prompts.tokens.numel() * text.intermediate_size,
     }
     return WIDEST_COPIES * size * int(max(rows[tower] for tower in cohort.backbone.adapted_towers))

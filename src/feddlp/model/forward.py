@@ -56,7 +56,7 @@ class Forward:
             if batch.classes is not None:
                 tokens = self.prompts.tokens[batch.classes[:clients]]
             texts = self._encode(self.backbone.encode_texts, tokens, weights)  # (K', C, D)
-        logits: Tensor = self.backbone.logit_scale * (images @ texts.mT)  # (K', B, D) @ (D, C) or (K', D, C)
+        logits = self.backbone.logits(images, texts)  # (K', B, D) and (C, D) or (K', C, D)
         return F.pad(logits, (0, 0, 0, 0, 0, len(batch.labels) - clients))
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""The towers with less work: rewrites of two parts of a Hugging Face CLIP that give the same features.
+"""The towers with less work: rewrites of two parts of a Hugging Face CLIP or SigLIP that give the same features.
 
     QuickGELU   x sigmoid(1.702 x) = silu(1.702 x) / 1.702: two passes over memory forward and one backward, where the
                 library's three operations take three and five, and keep one tensor instead of three.
-    last layer  only the pooled token (class token, end of text) of the last layer is ever read, so that its queries,
-                output projection and MLP are computed for that token alone. Keys and values need all tokens.
+    last layer  where only the pooled token (class token, end of text, last position) of the last layer is ever read,
+                its queries, output projection and MLP are computed for that token alone. Keys and values need all.
 
 Parameters, module names and hooks stay as they are; features differ by rounding only.
 """
@@ -44,15 +44,15 @@ class QuickGELU(nn.Module):
 
 
 class PooledLayer:
-    """The last layer of a tower, for one token of each sequence: the first, or the end of a text."""
+    """The last layer of a tower, for one token of each sequence.
 
-    def __init__(self, layer: nn.Module, eos_token_id: int):
-        self.layer, self.eos_token_id = layer, eos_token_id
-        self.at: Tensor | None = None  # [n]; None: the first token
+    Args:
+        at: its place in every sequence, -1 being the last, in a tower that looks both ways; or one for each sequence,
+            [n], in a causal one.
+    """
 
-    def find_end(self, tower: nn.Module, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Called before the text tower."""
-        self.at = end_of_text(inputs["input_ids"], self.eos_token_id)
+    def __init__(self, layer: nn.Module, at: int | Tensor):
+        self.layer, self.at = layer, at
 
     def __call__(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         """[n, T, d] -> [n, T, d], where every token is the pooled one."""
@@ -69,7 +69,7 @@ class PooledLayer:
         q = q.unflatten(-1, (-1, 1, attention.head_dim))  # (n, heads, 1, d / heads)
         k, v = (each.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in (k, v))
         scores = (q @ k.mT * attention.scale).to(torch.promote_types(q.dtype, torch.float32))  # (n, heads, 1, T)
-        if self.at is not None:
+        if isinstance(self.at, Tensor):
             later = torch.arange(x.shape[1], device=x.device) > self.at[:, None]
             scores = scores.masked_fill(later[:, None, None], float("-inf"))
         mixed = scores.softmax(-1).to(v.dtype) @ v  # (n, heads, 1, d / heads)
@@ -77,7 +77,21 @@ class PooledLayer:
 
     def pick(self, x: Tensor) -> Tensor:
         """[n, T, d] -> [n, d]"""
-        return x[:, 0].contiguous() if self.at is None else x[torch.arange(len(x), device=x.device), self.at]
+        if isinstance(self.at, Tensor):
+            return x[torch.arange(len(x), device=x.device), self.at]
+        return x[:, self.at].contiguous()
+
+
+class EndOfTextLayer(PooledLayer):
+    """The last layer of a causal text tower, for the end token of each text."""
+
+    def __init__(self, layer: nn.Module, eos_token_id: int):
+        super().__init__(layer, 0)
+        self.eos_token_id = eos_token_id
+
+    def find_end(self, tower: nn.Module, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """Called before the tower."""
+        self.at = end_of_text(inputs["input_ids"], self.eos_token_id)
 
 
 def use_quick_gelu(model: nn.Module) -> None:
@@ -88,12 +102,17 @@ def use_quick_gelu(model: nn.Module) -> None:
                 setattr(module, name, QuickGELU())
 
 
-def pool_in_last_layer(tower: Any, eos_token_id: int | None = None) -> None:
-    """Let the last layer of a CLIP tower compute the pooled token alone; with an end token for a text tower."""
+def pool_in_last_layer(tower: Any, at: int = 0) -> None:
+    """Let the last layer of a tower compute the pooled token alone, which has the same place in every sequence."""
     layer = tower.encoder.layers[-1]
-    layer.forward = PooledLayer(layer, eos_token_id or 0)
-    if eos_token_id is not None:
-        tower.register_forward_pre_hook(layer.forward.find_end, with_kwargs=True)
+    layer.forward = PooledLayer(layer, at)
+
+
+def pool_at_end_of_text(tower: Any, eos_token_id: int) -> None:
+    """The same for a causal text tower, which is read at the end token of each text."""
+    layer = tower.encoder.layers[-1]
+    layer.forward = EndOfTextLayer(layer, eos_token_id)
+    tower.register_forward_pre_hook(layer.forward.find_end, with_kwargs=True)
 
 
 def end_of_text(tokens: Tensor, eos_token_id: int) -> Tensor:
