@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,12 @@ def test_the_papers_names_bring_their_prompts_and_rates():
     assert split_data("digits") == ("digits", "digits")
 
 
-def test_the_embedded_model_is_not_the_papers():
+def test_only_a_clip_of_its_shape_is_the_papers_model(tmp_path):
     assert not is_papers_model("tiny-clip")
+    shape = {"patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12}
+    for kind in ("clip", "siglip"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": shape}))
+        assert is_papers_model(str(tmp_path)) == (kind == "clip")
 
 
 @pytest.mark.parametrize(

@@ -109,5 +109,6 @@ def usage(config: Config, manifest: Manifest) -> str:
         f"DIR is this folder.\n\n```python\n{code}\n```\n\n"
         "```sh\nfeddlp predict --adapter DIR photo.jpg\n```\n\n"
         "Class names and prompt are in `feddlp.json`; logits are cosine similarities times the checkpoint's logit "
-        "scale.\n"
+        "scale, plus its logit bias where it has one (SigLIP, whose prompts are lower-case and padded to full "
+        "length).\n"
     )

@@ -118,7 +118,9 @@ def test_a_missing_shard_is_named(spoilt):
     write(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": parts})
     load_backbone(str(folder), "image")
     (folder / "model-00002-of-00002.safetensors").unlink()
-    assert "model-00002-of-00002.safetensors" in mistake(folder)
+    assert "model-00002-of-00002.safetensors is missing in " in mistake(folder)
+    (folder / "model.safetensors.index.json").write_text("{")
+    mistake(folder)
 
 
 # Weights
@@ -246,6 +248,7 @@ def test_a_missing_sentencepiece_names_the_extra(checkpoints):
         ("siglip", {"do_resize": False}, "makes 37 x 19 pixels"),
         ("siglip", {"image_mean": [0.5, 0.5]}, "cannot be loaded ("),
         ("siglip", {"image_processor_type": "NoSuchProcessor"}, "cannot be loaded ("),
+        ("siglip", {"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "does more than"),
         ("siglip", {"do_pad": True, "pad_size": {"height": 20, "width": 20}}, "makes 20 x 20 pixels"),
     ],
 )

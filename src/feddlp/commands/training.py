@@ -92,7 +92,7 @@ def reproduce(
     data: Annotated[str, typer.Option(help="Data sets: digits, folder:PATH, or pets=folder:PATH; comma-separated.")] = (
         "digits"
     ),
-    model: Annotated[str, typer.Option(help="tiny-clip, a CLIP folder, or a hub name.")] = "tiny-clip",
+    model: Annotated[str, typer.Option(help="tiny-clip, the folder of a CLIP or SigLIP, or a hub name.")] = "tiny-clip",
     seeds: Annotated[str, typer.Option(help="Run seeds, comma-separated.")] = "0,1,42",
     target: Annotated[float | None, typer.Option(help="Target accuracy in % of tables 5 and 6.")] = None,
     which: Annotated[

@@ -6,6 +6,7 @@ and tomorrow; what is missing is fetched in one try, without the minutes of retr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,7 +47,15 @@ def missing(folder: Path, needed: Sequence[Alternatives]) -> str:
     for alternatives in needed:
         if not any(all((folder / name).is_file() for name in names) for names in alternatives):
             return " or ".join(" and ".join(names) for names in alternatives)
-    return ""
+    return missing_part(folder / weights_file(folder)) if WEIGHTS in needed else ""
+
+
+def missing_part(weights: Path) -> str:
+    """The first file that an index of weights lists and that is not there; "" if all are, or there is no index."""
+    if weights.suffix != ".json":
+        return ""
+    parts = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
+    return next((part for part in parts if not (weights.parent / part).is_file()), "")
 
 
 def local_folder(checkpoint: str) -> Path:
@@ -83,29 +92,33 @@ def find_on_hub(name: str, needed: Sequence[Alternatives]) -> Path:
     Raises:
         UnusableError: no such name, or the hub is out of reach.
     """
-    folder = Path(constants.HF_HUB_CACHE) / constants.REPO_ID_SEPARATOR.join(["models", *name.split("/")])
-    try:
-        folder = Path(hub.snapshot_download(name, local_files_only=True))
-        if not (lacking := missing(folder, needed)):
-            return folder
-    except errors.HFValidationError as error:
-        raise UnusableError(f"there is no such folder; {WAYS}") from error
-    except errors.LocalEntryNotFoundError:
-        lacking = missing(folder, needed)
+    folder = cached(name)
+    if not (lacking := missing(folder, needed)):
+        return folder
     try:
         return fetch(name, needed)
+    except UnusableError:
+        raise
     except errors.GatedRepoError as error:
         raise UnusableError(f"its terms must be accepted first; do so on hf.co/{name}, then hf auth login") from error
     except errors.RepositoryNotFoundError as error:
         raise UnusableError(f"there is no such folder, and no such model on the hub; {WAYS}") from error
-    except UnusableError:
-        raise
     except Exception as error:  # whatever a network and its library may raise
         raise UnusableError(
             f"there is no such folder, {lacking} is not in {folder}, and the hub cannot be reached "
             f"({first_line(error)}); where there is a network run hf download {name} --local-dir FOLDER, copy FOLDER "
             "here, and set model.checkpoint=FOLDER"
         ) from error
+
+
+def cached(name: str) -> Path:
+    """Where the cache keeps a hub name, or would."""
+    try:
+        return Path(hub.snapshot_download(name, local_files_only=True))
+    except errors.HFValidationError as error:
+        raise UnusableError(f"there is no such folder; {WAYS}") from error
+    except errors.LocalEntryNotFoundError:
+        return Path(constants.HF_HUB_CACHE) / constants.REPO_ID_SEPARATOR.join(["models", *name.split("/")])
 
 
 def fetch(name: str, needed: Sequence[Alternatives]) -> Path:
