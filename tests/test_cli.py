@@ -163,7 +163,7 @@ def test_a_stop_before_the_first_round_says_so(feddlp, tmp_path, monkeypatch):
 
     monkeypatch.setattr(materials, "prepare", stopped)
     ended = feddlp("run")
-    assert (ended.code, ended.err) == (130, "feddlp: stopped; nothing was written yet\n")
+    assert (ended.code, ended.err) == (130, "feddlp: stopped; no run was begun yet; prepared images are kept\n")
     assert_untouched(tmp_path)
 
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel
 
@@ -19,14 +20,15 @@ from feddlp import api
 from feddlp.config import load_config
 from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
-from feddlp.export import export, new_folder, without_folders
+from feddlp.export import check_free, export, new_folder, without_folders
 from feddlp.inference import load_predictor, of_client
 from feddlp.manifest import Manifest
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
-from feddlp.trained import low_rank, read_client
+from feddlp.records import RunFolder
+from feddlp.trained import low_rank, read_client, unchanged
 
 LOCAL = [(name, "local") for name in ("feddlp", "pruned", "gone", "flora", "local", "feddat", "combined", "ffa")]
 GLOBAL = [(name, "global") for name in ("feddlp", "feddat", "ffa", "ensemble")]
@@ -216,6 +218,36 @@ def test_what_has_no_such_form_is_refused_and_leaves_nothing(played, tmp_path, w
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_of_a_run_that_goes_on_is_of_one_round(played, monkeypatch):
+    folder = played("image").folder
+    states = iter([folder.checkpoint_state("flora"), {"round": 3}, {"round": 3}])
+    monkeypatch.setattr(RunFolder, "checkpoint_state", lambda self, method: next(states))
+    with (
+        pytest.raises(UserError, match="finished another round of flora just now; do it again"),
+        unchanged(folder, "flora"),
+    ):
+        raise UserError("a file is gone")
+
+
+def test_natural_clients_are_known_by_name(tmp_path, digits, monkeypatch):
+    for client in ("ward 1", "ward 2"):
+        for label, name in enumerate(("zero", "one")):
+            (tmp_path / "photos" / client / name).mkdir(parents=True)
+            for index in (digits.labels == label).nonzero()[:6, 0]:
+                picture = Image.fromarray(digits.images[index].permute(1, 2, 0).numpy())
+                picture.save(tmp_path / "photos" / client / name / f"{index}.png")
+    words = [f"data.dataset=clients:{tmp_path}/photos", "data.partition=natural", "data.clients=2", "methods=flora"]
+    config = load_config(None, [*words, "training.rounds=1", f"runs_dir={tmp_path}"])
+    run = api.run(config, PlainReporter(Console(quiet=True)))
+    run.export("ward 2", tmp_path / "out")
+    about = Manifest.read(tmp_path / "out")
+    assert (about.client, about.client_name) == (1, "ward 2")
+    assert "client 1 (ward 2)" in (tmp_path / "out" / "README.md").read_text()
+    assert run.export("0", tmp_path / "other").manifest.client_name == "ward 1"
+    with pytest.raises(UserError, match="--client ward 3 is no number, and did you mean ward"):
+        run.client("ward 3")
+
+
 def test_a_newcomer_has_left_no_model(played):
     run = played("image")
     (late,) = set(range(run.config.data.clients)) - set(run.clients)
@@ -272,7 +304,7 @@ def test_a_folder_appears_whole_or_not_at_all(played, tmp_path, monkeypatch):
     model = read_client(run.folder, "flora", CLIENT)
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("feddlp.export.save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
@@ -284,6 +316,6 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with new_folder(tmp_path / "out") as draft:
         (draft / "README.md").write_text("card")
-    with pytest.raises(UserError, match="not an empty folder"), new_folder(tmp_path / "out"):
-        raise AssertionError
+    with pytest.raises(UserError, match="not an empty folder"):
+        check_free(tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "README.md"]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from conftest import TOWERS
 from feddlp import materials
 from feddlp.data.datasets import to_pictures
 from feddlp.errors import UserError
-from feddlp.inference import find_images, load_predictor
+from feddlp.inference import Prediction, Predictor, find_images, load_predictor
 from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
-from terminal import assert_mistake
+from terminal import assert_mistake, process
 
 CLIENT = 2
 
@@ -77,6 +80,21 @@ def test_pictures_may_be_given_as_they_are_and_more_classes_asked_for_than_there
     assert sum(probability for _, probability in found.classes) == pytest.approx(1)
 
 
+def test_one_picture_need_not_be_in_a_list(taken, photos):
+    predictor = load_predictor(taken)
+    picture = photos / "one" / "1.png"
+    assert predictor.predict(picture) == predictor.predict(str(picture)) == predictor.predict([picture])
+
+
+def test_large_pictures_are_made_small_one_by_one(taken, monkeypatch):
+    predictor = load_predictor(taken)
+    at_once = []
+    resize = predictor.backbone.resize
+    monkeypatch.setattr(predictor.backbone, "resize", lambda images: at_once.append(len(images)) or resize(images))
+    predictor.predict([Image.new("RGB", (300, 200))] * 5)
+    assert at_once == [1] * 5
+
+
 def test_evaluation_counts_by_class_whatever_the_order_of_the_classes(taken, digits):
     predictor = load_predictor(taken)
     scores = predictor.evaluate(digits)
@@ -118,6 +136,15 @@ def test_a_truncated_adapter_is_named(copy, size):
 def test_a_damaged_manifest_is_named(copy, content):
     (copy / "feddlp.json").write_bytes(content)
     with pytest.raises(UserError, match=r"feddlp.json is damaged"):
+        load_predictor(copy)
+
+
+def test_an_adapter_with_half_a_layer_is_named(copy):
+    file = copy / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if "lora_B" in name))
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="lacks an A or a B of a layer"):
         load_predictor(copy)
 
 
@@ -164,6 +191,33 @@ def test_damaged_pictures_are_named_and_survived(feddlp, taken, photos):
     assert [("error" in one) for one in json.loads(ended.out)].count(True) == 1
     assert "photos/zero/damaged.png cannot be read" in ended.err
     assert ended.err.endswith("feddlp: error: 1 of 5 images could not be read; they are named above\n")
+
+
+def test_file_names_that_are_no_text_are_shown_all_the_same(tmp_path, taken, photos):
+    strange = os.fsdecode(b"caf\xe9.png")
+    (photos / "one" / "1.png").rename(photos / "one" / strange)
+    (photos / "one" / os.fsdecode(b"bad\xe9.png")).write_bytes(b"")
+    ended = process("predict", "--adapter", str(taken), "photos/one", "--csv", cwd=tmp_path)
+    assert ended.code == 1
+    assert "photos/one/caf\\udce9.png,1," in ended.out
+    assert "bad\\udce9.png cannot be read (the file is empty)" in ended.err
+
+
+def test_predictions_are_shown_as_they_come(feddlp, taken, photos, monkeypatch):
+    def interrupted(self, *_: object) -> Iterator[Prediction]:
+        yield Prediction("first.png", (("one", 0.9),))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "stream", interrupted)
+    ended = feddlp("predict", "--adapter", str(taken), "photos")
+    assert (ended.code, ended.out) == (130, "first.png  one 90.0%\n")
+
+
+def test_unknown_classes_are_told_before_images_are_opened(feddlp, taken, photos):
+    (photos / "dog").mkdir()
+    (photos / "zero" / "0.png").rename(photos / "dog" / "0.png")
+    ended = feddlp("evaluate", "--adapter", str(taken), "--data", "photos")
+    assert_mistake(ended, "the class 'dog' is none of the model's")
 
 
 @pytest.mark.parametrize(

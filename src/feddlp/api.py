@@ -55,10 +55,11 @@ class Run:
         """The clients whose models are kept."""
         return who_joins_late(self.config)[0]
 
-    def client(self, client: int, method: str | None = None, adapter: Which = "local") -> Predictor:
+    def client(self, client: int | str, method: str | None = None, adapter: Which = "local") -> Predictor:
         """A client's model after the last round; all clients share one backbone.
 
         Args:
+            client: its number or, where the data name the clients, its name.
             method: where the run has several; feddlp if it is left out.
             adapter: "local", what the client predicts with; "global", the shared adapter alone.
 
@@ -70,7 +71,7 @@ class Run:
 
     def export(
         self,
-        client: int,
+        client: int | str,
         to: str | Path,
         method: str | None = None,
         adapter: Which = "local",
@@ -81,10 +82,11 @@ class Run:
         Raises:
             UserError: as `client`; and a model without such a form, or a folder that is taken.
         """
-        return export(self.folder, self._model(client, method, adapter), Path(to), merge)
+        return export(self.folder, self._model(client, method, adapter), Path(to).expanduser(), merge)
 
-    def _model(self, client: int, method: str | None, adapter: Which) -> ClientModel:
-        return trained.read_client(self.folder, trained.choose_method(self.config, method), client, adapter)
+    def _model(self, client: int | str, method: str | None, adapter: Which) -> ClientModel:
+        number, name = trained.number_of(self.folder, client), trained.choose_method(self.config, method)
+        return trained.read_client(self.folder, name, number, adapter)
 
     @cached_property
     def _backbone(self) -> Backbone:

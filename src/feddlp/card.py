@@ -20,7 +20,8 @@ def model_card(
     folder: RunFolder, config: Config, model: ClientModel, manifest: Manifest, ranks: Mapping[str, int]
 ) -> str:
     """The text of README.md."""
-    owner = f"client {model.client}" if model.which == "local" else "all clients"
+    name = f" ({manifest.client_name})" if manifest.client_name else ""
+    owner = f"client {model.client}{name}" if model.which == "local" else "all clients"
     facts = {
         "Base": f"{config.model.checkpoint} (adapted tower: {config.model.adapt})",
         "Licence of the base": licence(config.model.checkpoint),

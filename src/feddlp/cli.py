@@ -6,6 +6,7 @@ only with --debug. Ctrl-C (or SIGTERM) stops cleanly, says how to go on, and exi
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ def interrupt(*_: Any) -> NoReturn:
 def main() -> None:
     """Entry point of the command `feddlp`."""
     signal.signal(signal.SIGTERM, interrupt)
+    print_whatever_a_file_is_called()
     keep_freed_memory()
     try:
         code = app(standalone_mode=False)  # typer returns the codes of Ctrl-C and of typer.Exit
@@ -79,6 +81,12 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         fail(*describe(error))
+
+
+def print_whatever_a_file_is_called() -> None:
+    """A name that is no valid text is shown with escapes, as Python does on stderr, and stops nothing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def describe(error: Exception) -> tuple[str, int]:

@@ -16,14 +16,16 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,9 +37,9 @@ from feddlp.files import sync_folder
 from feddlp.inference import load_base
 from feddlp.manifest import FILE, Manifest
 from feddlp.model.adapters import Dense, sites_of
-from feddlp.model.backbone import trained_dtype
+from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.records import RunFolder
-from feddlp.trained import ClientModel, Factors, classes_of, differences, is_low_rank, low_rank
+from feddlp.trained import ClientModel, Factors, classes_of, differences, is_low_rank, low_rank, names_of
 
 CARD = "README.md"
 PREFIX = "base_model.model."
@@ -66,18 +68,23 @@ def export(folder: RunFolder, model: ClientModel, to: Path, merge: bool = False)
         UserError: a model that has no such form, or a folder that is taken or cannot be written.
     """
     check_form(model, merge)
+    check_free(to)
     config = load_config(folder.config)
     manifest = describe(folder, config, model)
+    factors: Factors = {}
+    if merge:
+        backbone = merged(manifest, model)
+        manifest = seen_from_there(manifest, backbone)
+        write: Callable[[Path], None] = partial(write_checkpoint, backbone)
+    else:
+        factors = low_rank(model)
+        write = partial(write_adapter, config, factors or zero_layer(model))
+    ranks = {site: len(down) for site, (down, _) in factors.items()}
+    card = model_card(folder, config, model, manifest, ranks)
     with new_folder(to) as draft:
-        if merge:
-            manifest = write_merged(draft, manifest, model)
-            ranks = {}
-        else:
-            factors = low_rank(model)
-            write_adapter(draft, config, factors or zero_layer(model))
-            ranks = {site: len(down) for site, (down, _) in factors.items()}
+        write(draft)
         (draft / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-        (draft / CARD).write_text(model_card(folder, config, model, manifest, ranks), encoding="utf-8")
+        (draft / CARD).write_text(card, encoding="utf-8")
     return Exported(to, manifest, ranks)
 
 
@@ -119,6 +126,7 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         data=without_folders(config.data.dataset),
         method=model.method,
         client=model.client,
+        client_name=(names_of(folder) or [""] * config.data.clients)[model.client],
         seed=model.seed,
         round=model.round,
         adapter=model.which,
@@ -139,7 +147,7 @@ def zero_layer(model: ClientModel) -> Factors:
     return {site: (torch.zeros(1, width), torch.zeros(height, 1))}
 
 
-def write_adapter(folder: Path, config: Config, factors: Factors) -> None:
+def write_adapter(config: Config, factors: Factors, folder: Path) -> None:
     """The two files of a PEFT adapter."""
     tensors = {}
     for site, (down, up) in factors.items():
@@ -172,20 +180,27 @@ def peft_config(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def write_merged(folder: Path, manifest: Manifest, model: ClientModel) -> Manifest:
-    """Checkpoint, tokenizer and image processor; what prediction needs, seen from there."""
+def merged(manifest: Manifest, model: ClientModel) -> Backbone:
+    """The base with the client's changes in its weights."""
     backbone = load_base(manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone)
-    merged = backbone.model.to(trained_dtype(backbone.model.dtype))
-    add(merged, differences(model))
-    merged.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded
+    weights = backbone.model.to(trained_dtype(backbone.model.dtype))
+    add(weights, differences(model))
+    weights.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded
     if backbone.logit_bias:
-        merged.logit_bias.fill_(backbone.logit_bias)
-    merged.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-    backbone.processor.save_pretrained(folder)
-    dtype = str(merged.dtype).removeprefix("torch.")
-    changes = {"checkpoint": ".", "dtype": dtype, "backbone": backbone.fingerprint()}
-    return manifest.model_copy(update=changes)
+        weights.logit_bias.fill_(backbone.logit_bias)
+    return backbone
+
+
+def seen_from_there(manifest: Manifest, backbone: Backbone) -> Manifest:
+    """The manifest of a folder that is the checkpoint itself."""
+    dtype = str(backbone.model.dtype).removeprefix("torch.")
+    return manifest.model_copy(update={"checkpoint": ".", "dtype": dtype, "backbone": backbone.fingerprint()})
+
+
+def write_checkpoint(backbone: Backbone, folder: Path) -> None:
+    """Weights, tokenizer and image processor."""
+    for part in (backbone.model, backbone.tokenizer, backbone.processor):
+        part.save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -194,26 +209,35 @@ def add(model: torch.nn.Module, changes: Mapping[str, Tensor]) -> None:
         model.get_parameter(name).add_(change)
 
 
+def check_free(path: Path) -> None:
+    """Refuse a folder that holds something, before minutes are spent."""
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UserError(f"--to {path}: cannot write there ({error.strerror}); choose another folder") from error
+    if taken:
+        raise UserError(f"--to {path} is there already and not an empty folder; give a new one")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A draft of a folder, which takes its name when all is written and flushed.
 
     Raises:
-        UserError: the name is taken, or nothing can be written there.
+        UserError: nothing can be written there.
     """
+    target = path.resolve()
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"--to {path} is there already and not an empty folder; give a new one")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as place:
-            draft = Path(place) / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as place:
+            draft = Path(place) / target.name
             draft.mkdir()
             yield draft
             flush(draft)
-            draft.replace(path)
-            sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
+            draft.replace(target)
+            sync_folder(target.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"--to {path}: cannot write there ({reason}); choose another folder") from error
 
 

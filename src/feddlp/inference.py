@@ -22,8 +22,10 @@ from feddlp.data.batches import Batch
 from feddlp.data.datasets import Dataset
 from feddlp.data.features import encode_prompts
 from feddlp.data.folders import files_below
-from feddlp.data.pictures import BadImage, PictureFile, to_rgb
+from feddlp.data.pictures import PictureFile, to_rgb
+from feddlp.data.preparation import open_all, thread_pool
 from feddlp.data.prompts import class_prompts
+from feddlp.data.source import Picture
 from feddlp.errors import UserError, nearest
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
@@ -32,10 +34,10 @@ from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Theta
 from feddlp.model.backbone import Adapt, Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
-from feddlp.trained import ClientModel, Rule
+from feddlp.trained import ClientModel, Rule, has_both_factors
 
 BATCH = 64
-Picture = str | Path | Image.Image
+Given = str | Path | Image.Image
 OnProgress = Callable[[int, int], None]
 
 
@@ -55,6 +57,23 @@ class ClassScore:
     name: str
     images: int
     correct: int
+
+
+@dataclass(frozen=True, eq=False)
+class PictureInMemory:
+    """A Pillow image that somebody has opened."""
+
+    image: Image.Image
+
+    @property
+    def name(self) -> str:
+        return getattr(self.image, "filename", "") or "image"
+
+    def identity(self) -> str:
+        return self.name
+
+    def open(self) -> Image.Image:
+        return to_rgb(self.image)
 
 
 class Predictor:
@@ -90,28 +109,40 @@ class Predictor:
         labels = torch.zeros(1, len(inputs), dtype=torch.int64, device=inputs.device)
         return self.rule(self.forward, Batch(inputs[None], labels, labels == 0))[0]
 
-    def predict(self, images: Iterable[Picture], top: int = 3) -> list[Prediction]:
-        """The likeliest classes of images, given as paths or as Pillow images; see `stream`."""
-        return list(self.stream(list(images), top))
+    def predict(self, images: Given | Iterable[Given], top: int = 3) -> list[Prediction]:
+        """The likeliest classes of images, or of a single one, given as paths or as Pillow images; see `stream`."""
+        several = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+        return list(self.stream(several, top))
 
     def stream(
-        self, images: Sequence[Picture], top: int = 3, on_progress: OnProgress = lambda done, total: None
+        self, images: Sequence[Given], top: int = 3, on_progress: OnProgress = lambda done, total: None
     ) -> Iterator[Prediction]:
         """Predictions in the order of the images, batch by batch; an image that cannot be read gets its reason."""
-        for start in range(0, len(images), BATCH):
-            block = images[start : start + BATCH]
-            opened = [read(image) for image in block]
-            good = [image for image in opened if isinstance(image, Image.Image)]
-            found = iter(self._classes(good, top) if good else ())
-            for name, image in zip(map(name_of, block), opened, strict=True):
-                yield Prediction(name, error=image) if isinstance(image, str) else Prediction(name, next(found))
-            on_progress(start + len(block), len(images))
+        pictures = [as_picture(image) for image in images]
+        with thread_pool() as pool:
+            for start in range(0, len(pictures), BATCH):
+                block = pictures[start : start + BATCH]
+                rows = open_all(pool, block, self.backbone.resize)
+                good = [row for row in rows if isinstance(row, Tensor)]
+                found = iter(self._classes(torch.stack(good), top) if good else ())
+                for picture, row in zip(block, rows, strict=True):
+                    classes, error = ((), row) if isinstance(row, str) else (next(found), "")
+                    yield Prediction(picture.name, classes, error)
+                on_progress(start + len(block), len(images))
 
-    def _classes(self, images: Sequence[Image.Image], top: int) -> list[tuple[tuple[str, float], ...]]:
-        probabilities = self.logits(self.backbone.resize(images)).softmax(-1)  # (n, C)
+    def _classes(self, pixels: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:
+        probabilities = self.logits(pixels).softmax(-1)  # (n, C)
         best = probabilities.topk(min(top, len(self.class_names)))
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [tuple((self.class_names[i], p) for i, p in zip(*row, strict=True)) for row in rows]
+
+    def columns_of(self, class_names: Sequence[str]) -> list[int]:
+        """Where the classes of a data set stand in the model's logits.
+
+        Raises:
+            UserError: the model does not know one of them.
+        """
+        return [column_of(name, self.class_names) for name in class_names]
 
     def evaluate(self, dataset: Dataset, on_progress: OnProgress = lambda done, total: None) -> list[ClassScore]:
         """How many images of each class of a data set are predicted rightly, among all classes of the model.
@@ -119,7 +150,7 @@ class Predictor:
         Raises:
             UserError: the data set has a class that the model does not know.
         """
-        columns = [column_of(name, self.class_names) for name in dataset.class_names]
+        columns = self.columns_of(dataset.class_names)
         labels, predicted = torch.tensor(columns)[dataset.labels], torch.empty_like(dataset.labels)
         for start in range(0, len(labels), BATCH):
             block = dataset.images[start : start + BATCH]
@@ -132,16 +163,8 @@ class Predictor:
         ]
 
 
-def read(image: Picture) -> Image.Image | str:
-    """A picture upright and in RGB, or the reason why not."""
-    try:
-        return to_rgb(image) if isinstance(image, Image.Image) else PictureFile(Path(image)).open()
-    except BadImage as reason:
-        return str(reason)
-
-
-def name_of(image: Picture) -> str:
-    return (getattr(image, "filename", "") or "image") if isinstance(image, Image.Image) else str(image)
+def as_picture(image: Given) -> Picture:
+    return PictureInMemory(image) if isinstance(image, Image.Image) else PictureFile(Path(image))
 
 
 def column_of(name: str, class_names: Sequence[str]) -> int:
@@ -227,6 +250,8 @@ def read_adapter(folder: Path, backbone: Backbone) -> Theta:
         site = backbone.sites.get(layer, FeatureSite(0))
         if value[0].shape != LoRA(rank or 1).shapes(layer, site).get(kind):
             raise UserError(f"{file}: {leaf} does not fit the base checkpoint; export it again")
+    if not has_both_factors(theta):
+        raise UserError(f"{file} lacks an A or a B of a layer; export it again")
     return theta
 
 

@@ -20,6 +20,7 @@ class Manifest(BaseModel):
         checkpoint: the base, as `model.checkpoint` named it; "." where the folder itself is a whole checkpoint.
         dtype: of the base's weights in the run.
         backbone: fingerprint of the base in that dtype.
+        client_name: what the data call the client; "" where they do not.
         adapter: "local", the client's own model; "global", the shared adapter.
     """
 
@@ -35,6 +36,7 @@ class Manifest(BaseModel):
     data: str
     method: str
     client: int
+    client_name: str = ""
     seed: int
     round: int
     adapter: Literal["local", "global"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +108,22 @@ def print_exported(exported: Exported) -> None:
 
 def form_of(exported: Exported) -> str:
     if exported.manifest.merged:
-        return "a CLIP checkpoint"
+        return "a whole checkpoint"
     return f"a PEFT adapter ({sum(exported.ranks.values())} ranks in {len(exported.ranks)} layers)"
 
 
-def predictions(found: Sequence[Prediction], form: str) -> str:
-    """Classes and probabilities of images as text, CSV (a row for each image and rank) or JSON."""
+def predictions(found: Iterable[Prediction], form: str) -> Iterator[str]:
+    """Classes and probabilities as they come, as text or CSV (a row for each image and rank); JSON at the end."""
     if form == "json":
-        return json.dumps([prediction_object(one) for one in found], indent=1) + "\n"
-    if form == "csv":
-        rows = ((one.image, rank, *named) for one in found for rank, named in enumerate(one.classes, 1))
-        return csv_text(("image", "rank", "class", "probability"), rows)
-    lines = ("  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes))) for one in found if one.classes)
-    return "".join(f"{line}\n" for line in lines)
+        yield json.dumps([prediction_object(one) for one in found], indent=1) + "\n"
+    elif form == "csv":
+        yield csv_text([("image", "rank", "class", "probability")])
+        for one in found:
+            yield csv_text((one.image, rank, *named) for rank, named in enumerate(one.classes, 1))
+    else:
+        for one in found:
+            if one.classes:
+                yield "  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes))) + "\n"
 
 
 def prediction_object(one: Prediction) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def scores(found: Sequence[ClassScore], form: str) -> str:
         return json.dumps({**score_object(total), "classes": objects}, indent=1) + "\n"
     rows = [tuple(score_object(one).values()) for one in (*found, total)]
     if form == "csv":
-        return csv_text(("class", "images", "correct", "accuracy"), rows)
+        return csv_text([("class", "images", "correct", "accuracy"), *rows])
     width = max(len(name) for name, *_ in rows)
     return "".join(f"{name:<{width}}  {right:>6} of {count:>6}  {share:6.2f} %\n" for name, count, right, share in rows)
 
@@ -147,9 +150,7 @@ def score_object(one: ClassScore) -> dict[str, Any]:
     return {"class": one.name, "images": one.images, "correct": one.correct, "accuracy": share}
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(table, lineterminator="\n").writerows(rows)
     return table.getvalue()

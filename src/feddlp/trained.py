@@ -7,7 +7,8 @@ low_rank      that model as W0 + U D at single layers, scaling, gates and weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -134,14 +135,13 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
     Raises:
         UserError: no checkpoint yet, or a damaged one.
     """
-    found, about = folder.load_checkpoint(method), folder.checkpoint_state(method)
-    if found is None or about is None:
-        raise UserError(f"{folder.path} has no finished round of {method} yet; go on with: feddlp resume {folder.path}")
-    if found[0] != about["round"]:
-        raise UserError(f"{folder.path} finished another round of {method} just now; do it again")
-    store = ClientStore(folder.checkpoint(method), on_disk=True)  # reads the client's block alone
-    store.load(about["clients"])
-    state = gather(store.parts({place: 0})) if place in store.where else {}
+    with unchanged(folder, method):
+        found, about = folder.load_checkpoint(method), folder.checkpoint_state(method)
+        if found is None or about is None:
+            raise UserError(f"{folder.path} has no finished round of {method}; go on with: feddlp resume {folder.path}")
+        store = ClientStore(folder.checkpoint(method), on_disk=True)  # reads the client's block alone
+        store.load(about["clients"])
+        state = gather(store.parts({place: 0})) if place in store.where else {}
     own: dict[str, Theta] = {}
     for name, kind, leaf in (key.split("/") for key in state if "/theta/" in key):
         own.setdefault(name, {})[leaf] = state[f"{name}/{kind}/{leaf}"]
@@ -149,6 +149,43 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
     for name, leaf in (key.split("/")[2:] for key in found[1] if key.startswith("server/shared/")):
         server.setdefault(name, {})[leaf] = found[1][f"server/shared/{name}/{leaf}"]
     return found[0], own, server
+
+
+@contextmanager
+def unchanged(folder: RunFolder, method: str) -> Iterator[None]:
+    """A run that is training replaces its checkpoint after every round; what was read must all be of one.
+
+    Raises:
+        UserError: it was replaced meanwhile.
+    """
+    before, failed = folder.checkpoint_state(method), None
+    try:
+        yield
+    except UserError as error:
+        failed = error
+    if folder.checkpoint_state(method) != before:
+        raise UserError(f"{folder.path} finished another round of {method} just now; do it again") from failed
+    if failed:
+        raise failed
+
+
+def number_of(folder: RunFolder, client: int | str) -> int:
+    """A client by its number or, where the data name the clients, by its name.
+
+    Raises:
+        UserError: it is neither.
+    """
+    names = names_of(folder)
+    if isinstance(client, int) or client in names:
+        return client if isinstance(client, int) else names.index(client)
+    if not client.isdecimal():
+        raise UserError(f"--client {client} is no number{', and ' + nearest(client, names) if names else ''}")
+    return int(client)
+
+
+def names_of(folder: RunFolder) -> list[str]:
+    """What the data call the clients; empty where they do not."""
+    return list((folder.read_partition() or {}).get("client_names", []))
 
 
 def classes_of(folder: RunFolder) -> tuple[list[str], str]:

@@ -36,7 +36,7 @@ def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
             yield reporter
     except KeyboardInterrupt:
         again = again or (shlex.join(["feddlp", "resume", str(reporter.folder)]) if reporter.folder else "")
-        way_on = f"go on with: {again}" if again else "nothing was written yet"
+        way_on = f"go on with: {again}" if again else "no run was begun yet; prepared images are kept"
         raise StoppedByUser(way_on) from None
 
 
@@ -52,6 +52,14 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
     return tuple(int(part) for part in text.split(","))
+
+
+def named(source: str) -> str:
+    """A bare path as the source that it must be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return f"folder:{source}"
+    return f"csv:{source}" if path.is_file() and path.suffix.lower() == ".csv" else source
 
 
 def quiet_libraries() -> None:

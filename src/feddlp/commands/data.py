@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from feddlp.commands.common import Debug
+from feddlp.commands.common import Debug, named
 
 app = typer.Typer(help="Look at image collections.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -38,16 +37,8 @@ def check(
     with make_reporter(Console(stderr=True)) as reporter:
         findings = examine(collection, lambda done, total: reporter.preparing("images", done, total))
     for line in describe(findings):
-        print(line.encode(errors="backslashreplace").decode())
+        print(line)
     raise typer.Exit(1 if findings.unreadable else 0)
-
-
-def named(source: str) -> str:
-    """A bare path as the source that it must be."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return f"folder:{source}"
-    return f"csv:{source}" if path.is_file() and path.suffix.lower() == ".csv" else source
 
 
 def datasets(debug: Debug = False) -> None:

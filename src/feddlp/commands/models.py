@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from feddlp.commands.common import Debug, RunPath, SomeFailed, quiet_libraries
+from feddlp.commands.common import Debug, RunPath, SomeFailed, named, quiet_libraries
 from feddlp.errors import UserError
 from feddlp.progress import PlainReporter, make_reporter
+
+if TYPE_CHECKING:
+    from feddlp.inference import Prediction
 
 Folder = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="What feddlp export wrote.")]
 Base = Annotated[str | None, typer.Option("--model", help="Where the base checkpoint lies now, if it was moved.")]
@@ -22,7 +26,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 def export(
     path: RunPath,
-    client: Annotated[int, typer.Option(help="Whose model; clients are counted from 0.")],
+    client: Annotated[str, typer.Option(help="Whose model: a number from 0 or, of natural clients, a name.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
     method: Annotated[str | None, typer.Option(help="Where the run has several; feddlp if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Where RUN is a sweep: which of its runs.")] = None,
@@ -69,16 +73,16 @@ def predict(
     form = chosen_form(as_csv, as_json)
     files = find_images(images)
     predictor = load_predictor(adapter, model, device)
-    bad = 0
+    bad: list[Prediction] = []
+    out = (
+        None if sys.stdout.isatty() else sys.stdout
+    )  # a bar on the terminal takes over the one, and shall not the other
     with make_reporter(Console(stderr=True)) as reporter:
-        found = list(predictor.stream(files, top, progress(reporter, "images")))
-        for prediction in found:
-            if prediction.error:
-                bad += 1
-                reporter.warn(f"{prediction.image} cannot be read ({prediction.error})")
-    print(predictions(found, form), end="")
+        found = predictor.stream(files, top, progress(reporter, "images"))
+        for text in predictions(telling(found, reporter, bad), form):
+            print(text, end="", file=out)
     if bad:
-        raise SomeFailed(f"{bad} of {len(files)} images could not be read; they are named above")
+        raise SomeFailed(f"{len(bad)} of {len(files)} images could not be read; they are named above")
 
 
 def evaluate(
@@ -104,8 +108,9 @@ def evaluate(
     from feddlp.printing import scores
 
     form = chosen_form(as_csv, as_json)
-    source = datasets.find(data)
+    source = datasets.find(named(data))
     predictor = load_predictor(adapter, model, device)
+    predictor.columns_of(source.class_names)  # before anything is opened
     with make_reporter(Console(stderr=True)) as reporter:
         dataset = datasets.load(
             source, predictor.backbone.resize, progress(reporter, "images"), on_bad_image=on_bad_image
@@ -114,6 +119,15 @@ def evaluate(
             reporter.warn(f"{image.name} cannot be read ({image.reason}) and is left out")
         found = predictor.evaluate(dataset, progress(reporter, "predictions"))
     print(scores(found, form), end="")
+
+
+def telling(found: Iterable[Prediction], reporter: PlainReporter, bad: list[Prediction]) -> Iterator[Prediction]:
+    """The predictions as they come, those that are none told and put aside as well."""
+    for prediction in found:
+        if prediction.error:
+            bad.append(prediction)
+            reporter.warn(f"{prediction.image} cannot be read ({prediction.error})")
+        yield prediction
 
 
 def progress(reporter: PlainReporter, what: str) -> Callable[[int, int], None]:

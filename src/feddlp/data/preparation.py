@@ -91,6 +91,11 @@ def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Fi
         pool.shutdown(cancel_futures=True)
 
 
+def thread_pool() -> ThreadPoolExecutor:
+    """As many threads as there are cores, within reason."""
+    return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+
+
 def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], resize: Resize) -> list[Tensor | str]:
     """Pictures side by side: rows [3, H, W], or reasons."""
     with warnings.catch_warnings():  # here and not in the threads, for the filters belong to all of them
