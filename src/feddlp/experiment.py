@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from feddlp import materials as preparation
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
+from feddlp.federation.host import Host, Lane
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import Federation, Lane, planned_rounds
+from feddlp.federation.rounds import Federation, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
@@ -47,11 +48,12 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
     config = entries[0].config
     lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
     folders = [entry.folder.checkpoint(name) for entry in entries]
-    federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training, folders)
-    restore(federation, entries, name)
-    reporter.method_started(name, federation.rounds, federation.steps(), federation.round)
+    host = Host(lanes, materials.backbone, materials.prompts, materials.data, config.training, folders)
+    federation = Federation(lanes, host, config.training)
+    restore(federation, host, entries, name)
+    reporter.method_started(name, federation.rounds, host.steps(), federation.round)
     if federation.round < federation.rounds:
-        reporter.note(f"{name}: {federation.plan.describe(federation.side_by_side)}")
+        reporter.note(f"{name}: {host.plan.describe(host.side_by_side)}")
         for folder, _ in entries:
             folder.forget_newcomers(name)
     for lane, start in enumerate(federation.score_start()):
@@ -62,28 +64,28 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
         for lane, (folder, _) in enumerate(entries):
             clients = client_rows(name, lane, federation, results[lane])
             folder.record_round(rows[lane], clients, rank_row(name, lane, federation, results[lane]))
-            blocks = federation.stores[lane].flush()
-            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), blocks, federation.wave)
+            blocks = host.stores[lane].flush()
+            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), blocks, host.wave)
         reporter.round_finished(rows[0])
-    welcome(entries, name, federation, materials)
+    welcome(entries, name, federation, host, materials)
 
 
-def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None:
+def restore(federation: Federation, host: Host, entries: Sequence[Entry], name: str) -> None:
     """Go on from the last checkpoints of all entries, where there are any."""
     found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
     if found:
         federation.load_state_dict(found[0][0], [state for _, state in found])
-    for entry, store in zip(entries, federation.stores, strict=True):
+    for entry, store in zip(entries, host.stores, strict=True):
         if state := entry.folder.checkpoint_state(name):
             store.load(state["clients"])
-            federation.wave = federation.wave or state["wave"]
+            host.wave = host.wave or state["wave"]
 
 
-def welcome(entries: Sequence[Entry], name: str, federation: Federation, materials: Materials) -> None:
+def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: Host, materials: Materials) -> None:
     """The clients that join at the end, once for each folder."""
     waiting = [entry.folder for entry in entries if name not in entry.folder.read_newcomers()]
     if materials.newcomers and waiting:
-        rows = join(federation, materials.newcomers, entries[0].config.training.newcomer_epochs)
+        rows = join(host, federation.order(), materials.newcomers, entries[0].config.training.newcomer_epochs)
         for (folder, config), row in zip(entries, rows, strict=True):
             if folder in waiting:
                 folder.record_newcomers({"method": name, "seed": config.seed, **row})

@@ -21,7 +21,7 @@ from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.data.source import LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
-from feddlp.federation.rounds import FederatedData
+from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.hub import EMBEDDED

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from feddlp.evaluation import accuracy
+from feddlp.federation.host import FederatedData
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import FederatedData
 from feddlp.methods import registry
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.feddlp import FedDLP
@@ -43,7 +43,7 @@ def finished(make_federation):
 def cohort_of(federation, data, lane=0):
     lane = federation.lanes[lane]
     slots = [Slot(client, lane.seed, lane.method) for client in data.ids]
-    return Cohort(slots, federation.backbone, federation.prompts)
+    return Cohort(slots, federation.clients.backbone, federation.clients.prompts)
 
 
 def scored(correct, data):
@@ -130,5 +130,5 @@ def test_where_nothing_is_shared_the_others_do_not_matter(finished, newcomers):
     assert row["received"] is None
     assert row["tuned"][0] != row["zero_shot"]
     moved = {name: value + 1 for name, value in everyone(federation).state_dict().items()}
-    federation.stores[0].put("moved", range(3), moved)
+    federation.clients.stores[0].put("moved", range(3), moved)
     assert join(federation, newcomers, 1) == [row]

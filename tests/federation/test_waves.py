@@ -101,7 +101,7 @@ def test_resumed_from_files_equals_uninterrupted_to_the_bit(wave, make_federatio
 def test_who_never_took_part_has_no_entry(make_federation):
     federation = make_federation(FedDLP(), "text", participation=0.4)
     (result,) = federation.play_round()
-    assert list(federation.stores[0].where) == result.participated.nonzero()[:, 0].tolist()
+    assert list(federation.clients.stores[0].where) == result.participated.nonzero()[:, 0].tolist()
 
 
 # The memory budget
@@ -110,7 +110,7 @@ def test_who_never_took_part_has_no_entry(make_federation):
 def test_activations_are_counted_and_grow_with_the_batch(make_federation):
     federation = make_federation(FLoRA(), "image")
     cohort = everyone(federation)
-    small, large = (kept_bytes(cohort, next(federation.data.train.in_order(size))) for size in (2, 8))
+    small, large = (kept_bytes(cohort, next(federation.clients.data.train.in_order(size))) for size in (2, 8))
     assert small > 0
     assert large == pytest.approx(4 * small, rel=0.1)
 
@@ -118,15 +118,15 @@ def test_activations_are_counted_and_grow_with_the_batch(make_federation):
 def test_any_batch_fits_the_plan_though_the_largest_client_has_one_class(make_federation):
     """Captions of the batch alone are encoded, so that a client of many classes needs more than one of many samples."""
     federation = make_federation(FLoRA(objective="in_batch"), "text", wave=0)
-    train = federation.data.train
+    train = federation.clients.data.train
     labels = train.labels.clone()
     labels[train.indices[0]] = 0
     labels[train.indices[2][:4]] = torch.arange(4)
-    federation.data = replace(federation.data, train=replace(train, labels=labels))
+    federation.clients.data = replace(federation.clients.data, train=replace(train, labels=labels))
     for row in range(3):
-        batch = next(federation.data.train.select([row]).in_order(4))
-        cohort = federation.cohort(Wave(torch.tensor([0]), torch.tensor([row])), ())
-        assert kept_bytes(cohort, batch) <= federation.plan.activation_mib * 2**20
+        batch = next(federation.clients.data.train.select([row]).in_order(4))
+        cohort = federation.clients.cohort(Wave(torch.tensor([0]), torch.tensor([row])), ())
+        assert kept_bytes(cohort, batch) <= federation.clients.plan.activation_mib * 2**20
 
 
 def test_a_wave_is_what_the_memory_allows(make_federation, monkeypatch):
@@ -155,6 +155,6 @@ def test_a_limit_counts_what_is_there_already(make_federation, monkeypatch):
 )
 def test_clients_wait_on_the_disk_where_they_are_many(store, clients, on_disk, make_federation):
     federation = make_federation(FLoRA(), "text", client_store=store)
-    batch = next(federation.data.train.select([0]).in_order(4))
-    probe = Cohort([Slot(0, 0, federation.lanes[0].method)], federation.backbone, federation.prompts)
+    batch = next(federation.clients.data.train.select([0]).in_order(4))
+    probe = Cohort([Slot(0, 0, federation.lanes[0].method)], federation.clients.backbone, federation.clients.prompts)
     assert waves.make_plan(probe, batch, clients, federation.training).on_disk == on_disk

@@ -186,7 +186,7 @@ def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, 
         federation = make_federation(registry()[name](average_of="products", reset_optimizer=True), "text", exact=True)
         for _ in range(2):
             federation.play_round()
-        batch = next(federation.data.test.in_order(4))
+        batch = next(federation.clients.data.test.in_order(4))
         cohort = everyone(federation)
         played.append(cohort.method.predict(cohort.forward, batch))
     torch.testing.assert_close(*played, rtol=0, atol=1e-9)
@@ -196,7 +196,7 @@ def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, 
 def test_prediction_uses_the_named_adapter(name, make_federation):
     federation = make_federation(registry()[name]())
     federation.play_round()
-    batch = next(federation.data.test.in_order(4))
+    batch = next(federation.clients.data.test.in_order(4))
     cohort = everyone(federation)
     f = cohort.forward
     assert torch.equal(cohort.method.predict(f, batch), f.frozen(batch, EXPECTED[name][2]))
