@@ -1,6 +1,6 @@
 """The archives in which data sets are published, unpacked once into the cache.
 
-    <cache>/archives/<key>/    the key is a digest of the archives' absolute paths, sizes and times of last change
+    <cache>/archives/<key>/    the key is a digest of the archives' identities, as of pictures in `cache`
 
 A folder appears whole or not at all; a lock lets two runs that want the same archives unpack them once.
 """

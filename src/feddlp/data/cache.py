@@ -4,8 +4,8 @@
     <cache>/images/<key>/state.json   how far it is: pictures done, which could not be read, the digest at the end
 
 The key is a digest of what decides the pixels: the identity of every picture in order (of a file: its absolute path,
-size, time of last change and whether it may be read), the settings of the checkpoint's image processor, and the
-versions of Pillow, transformers and this format. Labels are no part of it.
+inode, size, times of last change of content and of status, and whether it may be read), the settings of the
+checkpoint's image processor, and the versions of Pillow, transformers and this format. Labels are no part of it.
 
     <cache>/features/<key>.safetensors    of the frozen image tower, for text adaptation
 

@@ -54,13 +54,17 @@ class PictureFile:
         return str(self.path)
 
     def identity(self) -> str:
-        """Place, size, time of the last change, and whether it may be read."""
+        """Place, which file lies there, size, times of change, and whether it may be read.
+
+        Copying and unpacking set the time of the last change to that of the original; nobody sets the status change's.
+        """
         place = self.path.absolute()
         try:
             status = place.stat()
         except OSError as error:
             return f"{place} {error.strerror}"
-        return f"{place} {status.st_size} {status.st_mtime_ns} {os.access(self.path, os.R_OK)}"
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        return f"{place} {status.st_ino} {status.st_size} {times} {os.access(self.path, os.R_OK)}"
 
     def open(self) -> Image.Image:
         try:
