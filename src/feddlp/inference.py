@@ -24,6 +24,7 @@ from feddlp.data.features import encode_prompts
 from feddlp.data.folders import files_below
 from feddlp.data.pictures import BadImage, PictureFile, to_rgb
 from feddlp.data.prompts import class_prompts
+from feddlp.data.source import LeftOut
 from feddlp.errors import UserError, nearest
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
@@ -165,7 +166,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def images_below(path: Path) -> list[Path]:
-    return [found.path for found in files_below(path) if isinstance(found, PictureFile)]
+    return [found.path for found in files_below(path) if not isinstance(found, LeftOut)]
 
 
 def of_client(model: ClientModel, backbone: Backbone, class_names: Sequence[str], template: str) -> Predictor:

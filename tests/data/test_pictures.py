@@ -109,6 +109,13 @@ def test_a_file_that_is_written_over_with_its_old_size_and_time_is_noticed(tmp_p
     assert PictureFile(path).identity() != before
 
 
+def test_what_is_no_path_at_all_is_a_picture_that_cannot_be_read():
+    picture = PictureFile(Path("a\0b.png"))
+    assert picture.identity() == picture.identity()
+    with pytest.raises(BadImage, match="null"):
+        picture.open()
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("notes.txt", b"BM is a bookmark"), ("weights.pt", b"PK\3\4" + bytes(99)), ("Makefile", b"")]
 )

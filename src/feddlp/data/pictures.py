@@ -61,8 +61,8 @@ class PictureFile:
         place = self.path.absolute()
         try:
             status = place.stat()
-        except OSError as error:
-            return f"{place} {error.strerror}"
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            return f"{place} {error}"
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         return f"{place} {status.st_ino} {status.st_size} {times} {os.access(self.path, os.R_OK)}"
 
@@ -74,6 +74,8 @@ class PictureFile:
                 return read_rgb(file)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
+        except ValueError as error:
+            raise BadImage(f"not a path: {error}") from error
 
 
 @dataclass(frozen=True)
