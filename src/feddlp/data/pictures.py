@@ -53,6 +53,13 @@ class PictureFile:
     def name(self) -> str:
         return str(self.path)
 
+    def place(self) -> str:
+        """The file that links and dots lead to."""
+        try:
+            return os.path.realpath(self.path)
+        except ValueError:  # no file has a NUL in its name
+            return str(self.path)
+
     def identity(self) -> str:
         """Place, which file lies there, size, times of change, and whether it may be read.
 
