@@ -144,14 +144,6 @@ def test_a_damaged_archive_is_named_and_tried_again_when_it_is_whole(name, tmp_p
     assert find(f"{name}:{tmp_path}").labels
 
 
-def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
-    (tmp_path / "evil").write_text("x")
-    with tarfile.open(tmp_path / "dtd-r1.0.1.tar.gz", "w:gz") as opened:
-        opened.add(tmp_path / "evil", "../evil")
-    with pytest.raises(UserError, match="is damaged"):
-        find(f"dtd:{tmp_path}")
-
-
 def test_classes_are_in_the_official_order(tmp_path):
     for name in PAPER_SETS:
         MAKERS[name](tmp_path / name)
