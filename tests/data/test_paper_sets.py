@@ -144,6 +144,13 @@ def test_a_damaged_archive_is_named_and_tried_again_when_it_is_whole(name, tmp_p
     assert find(f"{name}:{tmp_path}").labels
 
 
+@pytest.mark.parametrize("other", ["images.tar", "images.tar.bz2", "images.tar.gz.part"])
+def test_the_archive_as_published_is_preferred(tmp_path, other):
+    publish("pets", tmp_path)
+    (tmp_path / other).write_bytes(b"half of it")
+    assert find(f"pets:{tmp_path}").labels
+
+
 def test_classes_are_in_the_official_order(tmp_path):
     for name in PAPER_SETS:
         MAKERS[name](tmp_path / name)
