@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from feddlp.data.csv_tables import table
 from feddlp.data.folders import clients, folder
 from feddlp.data.glyphs import glyphs
-from feddlp.data.hub import hub
+from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
-from feddlp.data.tables import table
 from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures_factory import resize, save
 
+from feddlp.data.csv_tables import in_order
 from feddlp.data.datasets import find, load
-from feddlp.data.tables import in_order
 from feddlp.errors import UserError
 
 LINES = ["path,label,client,split", "a.png,b_c,ann,train", "deep/b.png,a,bob,val", '"c, d.png",a,ann,Test']

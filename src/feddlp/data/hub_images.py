@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from feddlp.data.csv_tables import PARTS
 from feddlp.data.folders import readable_names
 from feddlp.data.pictures import BadImage, PictureFile, read_rgb
 from feddlp.data.source import LeftOut, Part, Source
-from feddlp.data.tables import PARTS
 from feddlp.errors import UserError
 
 
