@@ -136,11 +136,11 @@ def assert_same_end(found: Path, expected: Path):
     ("point", "count", "when"),
     [
         ("record_round", 1, "before"),  # before anything of the first round is written
-        ("record_round", 2, "after"),  # records written, no checkpoint
+        pytest.param("record_round", 2, "after", marks=pytest.mark.slow),  # records written, no checkpoint
         ("append", 3, "after"),  # clients.csv written, rounds.jsonl not
         ("write_atomically", 6, "after"),  # tensors of a checkpoint written, state.json not
         ("save_checkpoint", 3, "after"),  # the first method has just finished
-        ("save_checkpoint", 5, "after"),  # in the middle of the second
+        pytest.param("save_checkpoint", 5, "after", marks=pytest.mark.slow),  # in the middle of the second
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, options, tmp_path):
@@ -165,11 +165,15 @@ def in_waves(request, options, tmp_path_factory):
 @pytest.mark.parametrize(
     ("point", "count", "when"),
     [
-        ("record_clients", 1, "after"),  # everybody scored as they begin, nothing else
-        ("put", 3, "after"),  # between the waves of the second round
+        pytest.param(
+            "record_clients", 1, "after", marks=pytest.mark.slow
+        ),  # everybody scored as they begin, nothing else
+        pytest.param("put", 3, "after", marks=pytest.mark.slow),  # between the waves of the second round
         ("put", 4, "after"),  # all waves played, nothing recorded
         ("write", 3, "after"),  # one client file of the second round written
-        ("write_atomically", 6, "before"),  # all client files written, the server's not
+        pytest.param(
+            "write_atomically", 6, "before", marks=pytest.mark.slow
+        ),  # all client files written, the server's not
         ("write_atomically", 7, "before"),  # the server's file written, state.json not
     ],
 )
