@@ -20,7 +20,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -40,18 +41,29 @@ from feddlp.data.preparation import Filled, Pixels, Progress, Resize, fill, pixe
 from feddlp.data.source import Picture
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
+from feddlp.memory import MIB
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
 FORMAT = 2
-MIB = 2**20
 ALLOCATE = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))  # macOS has none
 
 
 def cache_root() -> Path:
     """FEDDLP_CACHE, or ~/.cache/feddlp."""
     return Path(os.environ.get("FEDDLP_CACHE") or "~/.cache/feddlp").expanduser()
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Where the disk says no, the user is told how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written ({error.strerror}); free some room or set FEDDLP_CACHE to another folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -75,15 +87,10 @@ class PixelCache:
             UserError: the cache cannot be written, or the disk is full.
         """
         folder = self.root / "images" / self.key(pictures)
-        try:
+        with writing(f"the image cache {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             with self.locked(folder):
                 return self.prepare(folder, pictures, resize, progress)
-        except OSError as error:
-            raise UserError(
-                f"the image cache {folder} cannot be written ({error.strerror}); "
-                "free some room or set FEDDLP_CACHE to another folder"
-            ) from error
 
     def key(self, pictures: Sequence[Picture]) -> str:
         digest = hashlib.sha256(f"{FORMAT} {version('pillow')} {version('transformers')} {self.settings}".encode())
@@ -208,7 +215,7 @@ def cached_features(root: Path, identity: str, compute: Callable[[], Tensor]) ->
         UserError: the cache cannot be written, or the disk is full.
     """
     file = root / "features" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
-    try:
+    with writing(f"the feature cache {file.parent}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if (found := read_features(file)) is not None:
@@ -217,11 +224,6 @@ def cached_features(root: Path, identity: str, compute: Callable[[], Tensor]) ->
             content = save({"features": features.cpu()}, {"sha256": digest_of(features.cpu())})
             write_atomically(file, content)
             return features
-    except OSError as error:
-        raise UserError(
-            f"the feature cache {file.parent} cannot be written ({error.strerror}); "
-            "free some room or set FEDDLP_CACHE to another folder"
-        ) from error
 
 
 def read_features(file: Path) -> Tensor | None:

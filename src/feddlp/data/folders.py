@@ -108,7 +108,11 @@ def is_folder(path: Path) -> bool:
 
 
 def sub_folders(path: Path) -> list[Path]:
-    return [entry for entry in list_folder(path) if is_folder(entry) and not leads_up(entry)]
+    return [entry for entry in list_folder(path) if leads_down(entry)]
+
+
+def leads_down(entry: Path) -> bool:
+    return is_folder(entry) and not leads_up(entry)
 
 
 def leads_up(entry: Path) -> bool:
@@ -118,11 +122,10 @@ def leads_up(entry: Path) -> bool:
 
 def lonely(root: Path) -> list[LeftOut]:
     """What lies beside the folders of the classes."""
-    folders = set(sub_folders(root))
-    others = [entry for entry in list_folder(root) if entry not in folders]
     return [
         LeftOut(str(entry), "a link to a folder above" if is_folder(entry) else "lies in no class folder")
-        for entry in others
+        for entry in list_folder(root)
+        if not leads_down(entry)
     ]
 
 
