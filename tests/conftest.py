@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +31,22 @@ from feddlp.model.checkpoint import load_backbone
 from feddlp.progress import PlainReporter
 from terminal import Ended
 
+NOBODY = 65534  # by custom, a user without rights
 TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder of a user for whom permissions count, also where the tests are run by root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    finally:
+        os.seteuid(user)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from conftest import TOWERS
 from feddlp import materials
 from feddlp.data.datasets import to_pictures
+from feddlp.data.pictures import BadImage, PictureFile
 from feddlp.errors import UserError
 from feddlp.inference import Prediction, Predictor, find_images, load_predictor
 from feddlp.model.hub import EMBEDDED
@@ -72,6 +73,17 @@ def test_predictions_keep_the_order_and_name_what_cannot_be_read(taken, photos, 
     ((name, probability), _) = found[0].classes
     assert name == digits.class_names[int(alone.argmax())]
     assert probability == pytest.approx(alone.max().item(), abs=1e-5)
+
+
+def test_a_picture_in_a_closed_folder_is_kept_to_be_named(nobody):
+    closed = nobody / "closed"
+    closed.mkdir()
+    (closed / "1.png").write_bytes(b"")
+    closed.chmod(0o600)
+    (found,) = find_images([closed / "1.png"])
+    with pytest.raises(BadImage, match="Permission denied"):
+        PictureFile(found).open()
+    closed.chmod(0o700)
 
 
 def test_pictures_may_be_given_as_they_are_and_more_classes_asked_for_than_there_are(taken, digits):

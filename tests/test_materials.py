@@ -193,6 +193,21 @@ def test_photographs_for_a_model_that_knows_characters_only_are_warned_of(datase
     assert any("knows rendered characters only" in warning for warning in listener.warnings) == warned
 
 
+@pytest.mark.parametrize("partition", ["iid", "natural"])
+@pytest.mark.parametrize("splits", ["merged", "official"])
+@pytest.mark.parametrize("test_set", ["own", "common"])
+def test_a_test_set_is_called_the_same_for_all_where_it_is(partition, splits, test_set):
+    chosen = {"dataset": "digits", "clients": 2, "partition": partition, "splits": splits, "test_set": test_set}
+    config, listener = validate({"data": chosen}), Listener()
+    owners, parts = ["ann", "bob", "bob"] * 40, ["train", "test", "train", "train"] * 30
+    dealt = module.deal_out(config, [0, 1, 2, 3] * 30, owners, parts)
+    describe_data(config, 4, dealt, listener)
+    same = dealt[0].test.tolist() == dealt[1].test.tolist()
+    assert ("the same for all" in listener.notes[0]) == same
+    images = int(listener.notes[0].split()[1])
+    assert images == 120
+
+
 def test_a_device_that_is_not_there_is_refused_by_name():
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda")

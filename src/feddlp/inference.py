@@ -25,7 +25,7 @@ from feddlp.data.folders import files_below
 from feddlp.data.pictures import PictureFile, to_rgb
 from feddlp.data.preparation import open_all, thread_pool
 from feddlp.data.prompts import class_prompts
-from feddlp.data.source import Picture
+from feddlp.data.source import LeftOut, Picture
 from feddlp.errors import UserError, nearest
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
@@ -179,16 +179,21 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a path that is not there, or no image at all.
     """
-    if missing := [path for path in paths if not path.exists()]:
-        raise UserError(f"{missing[0]} is not there; give image files or folders of images")
-    found = [file for path in paths for file in (images_below(path) if path.is_dir() else [path])]
+    found = [file for path in paths for file in images_at(path)]
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no images there; give image files or folders of images")
     return found
 
 
-def images_below(path: Path) -> list[Path]:
-    return [found.path for found in files_below(path) if isinstance(found, PictureFile)]
+def images_at(path: Path) -> list[Path]:
+    """A file itself, or all images below a folder; opening tells why one cannot be reached."""
+    try:
+        if not path.exists():
+            raise UserError(f"{path} is not there; give image files or folders of images")
+        folder = path.is_dir()
+    except OSError:
+        folder = False
+    return [found.path for found in files_below(path) if not isinstance(found, LeftOut)] if folder else [path]
 
 
 def of_client(model: ClientModel, backbone: Backbone, class_names: Sequence[str], template: str) -> Predictor:

@@ -209,8 +209,8 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     """Say how many samples every number will rest on, and what would make the numbers meaningless."""
     train, validation = (sum(len(getattr(client, part)) for client in splits) for part in ("train", "validation"))
     smallest = min(len(client.test) for client in splits)
-    official = config.data.splits == "official" and config.data.partition != "natural"
-    common = config.data.test_set == "common" or official
+    natural, official = config.data.partition == "natural", config.data.splits == "official"
+    common = not natural if official else config.data.test_set == "common"
     test = smallest if common else sum(len(client.test) for client in splits)
     each = "the same for all" if common else f"smallest client: {smallest}"
     reporter.note(

@@ -75,7 +75,9 @@ def test_a_run_stops_at_a_bad_image_or_leaves_it_out_and_lists_it(photos, tmp_pa
 
 def test_natural_clients_are_named_in_the_record(photos, tmp_path, monkeypatch):
     owners = ["ann", "bob", "cid"]
-    rows = [f"{name}/a.png,{name},{owners[number % 3]}" for number in range(9) for name in ("cat", "dog")]
+    rows = [f"{name}/{number}.png,{name},{owners[number % 3]}" for number in range(9) for name in ("cat", "dog")]
+    for row in rows:
+        Image.new("RGB", (8, 6)).save(photos / row.partition(",")[0])
     (photos / "t.csv").write_text("\n".join(["path,label,client", *rows]))
     words = [f"data.dataset=csv:{photos / 't.csv'}", "data.partition=natural", "methods=zero_shot", "name=own"]
     assert feddlp(monkeypatch, "run", *words, "data.clients=3", f"runs_dir={tmp_path}") == 0

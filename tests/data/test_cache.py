@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pictures_factory import noise, resize, save
 from feddlp.data import cache, preparation
 from feddlp.data.cache import PixelCache, cache_root, cached_features
 from feddlp.data.pictures import PictureFile
-from feddlp.data.preparation import in_memory
+from feddlp.data.preparation import Progress, in_memory
 from feddlp.errors import UserError
 
 
@@ -73,12 +75,8 @@ def test_another_content_order_or_processor_has_pixels_of_its_own(pictures, open
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 def test_a_killed_preparation_goes_on_where_it_stood(pictures, opened, tmp_path, chunks):
-    def kill(done: int, total: int) -> None:
-        if done >= 2 * chunks:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path)(pictures, resize, kill)
+    with pytest.raises(Killed):
+        make(tmp_path)(pictures, resize, kill_after(2 * chunks))
     opened.clear()
     pixels = make(tmp_path)(pictures, resize, silent)
     assert sorted(opened) == list("0123456"[2 * chunks :])
@@ -86,21 +84,63 @@ def test_a_killed_preparation_goes_on_where_it_stood(pictures, opened, tmp_path,
     assert [index for index, _ in pixels.bad] == [2, 6]
 
 
-@pytest.mark.parametrize("damage", ["pixel", "short", "state", "no pixels"])
-def test_a_damaged_cache_is_made_again(pictures, tmp_path, damage):
-    expected = make(tmp_path)(pictures, resize, silent).images.clone()
-    state, notes = state_of(tmp_path), []
-    file = state.with_name("pixels.u8")
+class Killed(BaseException):
+    pass
+
+
+def kill_after(pictures: int) -> Progress:
+    """Ends the preparation once so many pictures are done."""
+
+    def progress(done: int, total: int) -> None:
+        if done >= pictures:
+            raise Killed
+
+    return progress
+
+
+def damage_pixels(file: Path, how: str) -> None:
     content = bytearray(file.read_bytes())
     content[5] ^= 1
-    if damage == "no pixels":
-        file.unlink()
-    elif damage == "state":
-        state.write_text('{"done": 7')
+    file.write_bytes({"pixel": content, "short": content[:100], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+STATES = {
+    "cut": lambda text: text[:-5],
+    "no object": lambda text: "[]",
+    "done alone": lambda text: '{"done": 4}',
+    "further than there are pictures": lambda text: text.replace('"done":4', '"done":9').replace(
+        "]],", "]," + ",".join(f'[{index},"x"]' for index in range(4, 9)) + "],"
+    ),
+    "done by name": lambda text: text.replace('"done":4', '"done":"4"'),
+    "negative": lambda text: text.replace('"done":4', '"done":-4'),
+    "bad without reasons": lambda text: re.sub(r'"bad":\[.*\],', '"bad":3,', text),
+    "bad beyond the end": lambda text: text.replace("[2,", "[6,"),
+    "bad twice": lambda text: re.sub(r'(\[2,"[^"]*"\])', r"\1,\1", text),
+    "another digest": lambda text: re.sub('"sha256":".', '"sha256":"x', text),
+}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("damage", ["no pixels", "pixel", "short", "empty", "zeros", *STATES])
+def test_what_is_damaged_is_made_again_finished_or_not(pictures, tmp_path, damage, finished):
+    expected = in_memory(pictures, resize, silent)
+    with contextlib.suppress(Killed):
+        make(tmp_path)(pictures, resize, silent if finished else kill_after(4))
+    state, notes = state_of(tmp_path), []
+    pixels = state.with_name("pixels.u8")
+    if damage in STATES:
+        text = state.read_text().replace('"done":7', '"done":4')
+        state.write_text(STATES[damage](text))
+    elif damage == "no pixels":
+        pixels.unlink()
     else:
-        file.write_bytes(content[:-3] if damage == "short" else content)
-    assert torch.equal(make(tmp_path, notes=notes)(pictures, resize, silent).images, expected)
-    assert any("are damaged and" in note for note in notes) == (damage in ("pixel", "short"))
+        damage_pixels(pixels, damage)
+    for _ in range(2):
+        made = make(tmp_path, notes=notes)(pictures, resize, silent)
+        assert torch.equal(made.images, expected.images)
+        assert made.bad == expected.bad
+        assert made.hash.hexdigest() == expected.hash.hexdigest()
+    assert sum("are damaged and" in note for note in notes) == 1
 
 
 def test_the_size_is_announced_before_anything_is_opened(pictures, opened, tmp_path):
@@ -108,13 +148,13 @@ def test_the_size_is_announced_before_anything_is_opened(pictures, opened, tmp_p
     make(tmp_path, notes=None)
     PixelCache(tmp_path / "cache", "", lambda note: told.append((note, list(opened))))(pictures, resize, silent)
     (note, before), *_ = told
-    assert note.startswith("preparing 7 images once: 0 MiB in ")
+    assert note.startswith("preparing 7 images once: 1 KiB in ")
     assert before == []
 
 
 def test_a_full_disk_is_reported_before_anything_is_opened(pictures, opened, tmp_path, monkeypatch):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
-    with pytest.raises(UserError, match=r"the image cache needs .* are free; .* set FEDDLP_CACHE"):
+    with pytest.raises(UserError, match=r"cache.* has 1 KiB free, 1 KiB are needed; .* set FEDDLP_CACHE"):
         make(tmp_path)(pictures, resize, silent)
     monkeypatch.undo()
 

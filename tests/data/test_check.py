@@ -46,6 +46,14 @@ def test_all_that_cannot_be_read_is_listed_with_its_reason(photos, kind):
     assert [file.name for file in findings.unreadable] == ([str(path)] * bool(KINDS[kind].reason))
 
 
+def test_a_closed_folder_counts_as_unreadable(nobody):
+    make_photos(nobody)
+    save(nobody / "cat" / "deep" / "closed" / "a.png")
+    (nobody / "cat" / "deep" / "closed").chmod(0)
+    (listed,) = examine(find(f"folder:{nobody}"), lambda done, total: None).unreadable
+    assert listed == (f"{nobody}/cat/deep/closed", "a folder that cannot be read: Permission denied")
+
+
 def test_ignored_files_clients_and_splits_are_said(photos, tmp_path):
     (photos / "cat" / "notes.txt").write_text("hello")
     assert "not images: 1 files are ignored" in lines(f"folder:{photos}")

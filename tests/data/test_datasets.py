@@ -62,7 +62,7 @@ def test_a_picture_that_cannot_be_read_is_an_error_on_one_line(photos):
         load_folder(photos)
     assert str(found.value) == (
         f"data.dataset: 2 of 4 images cannot be read, the first one is {photos}/cat/b.png (no image format fits it); "
-        "repair, remove or skip them (data.on_bad_image=skip)"
+        "repair, remove or skip them (data.on_bad_image=skip; for feddlp evaluate --on-bad-image skip)"
     )
 
 
@@ -93,6 +93,13 @@ def test_a_class_of_which_nothing_is_left_is_named(photos):
         load(find(f"folder:{photos}"), resize, on_bad_image="skip")
 
 
+def test_a_class_that_was_empty_before_is_not_put_down_to_skipping(photos):
+    source = find(f"folder:{photos}")
+    source = replace(source, class_names=(*source.class_names, "eel"))
+    spoil(photos, "dog/a.png")
+    assert len(load(source, resize, on_bad_image="skip").labels) == 3
+
+
 # Names
 
 
@@ -120,6 +127,7 @@ def test_the_fingerprint_knows_pixels_labels_and_names(photos):
         replace(dataset, class_names=("cat", "dogs")),
         replace(dataset, class_names=("dog", "cat")),
         replace(dataset, template="a sketch of a {}."),
+        replace(dataset, template="a sketch of a {} \udce9."),
     ]
     assert len({variant.fingerprint() for variant in variants}) == len(variants)
 

@@ -164,12 +164,15 @@ def natural(clients=4, **options):
     return deal(LABELS, "natural", clients, owners=OWNERS.tolist(), min_samples=10, **options)
 
 
+@pytest.mark.parametrize("test_set", ["own", "common"])
 @pytest.mark.parametrize("official", [False, True])
-def test_natural_clients_hold_their_own_samples_and_no_others(official):
-    dealt = natural(parts=PARTS.tolist() if official else ())
+def test_natural_clients_hold_their_own_samples_and_no_others(official, test_set):
+    dealt = natural(parts=PARTS.tolist() if official else (), test_set=test_set)
+    shared = dealt[0].test if test_set == "common" and not official else torch.tensor([], dtype=torch.int64)
     for name, client in zip(["ann", "bob", "cid", "eve"], dealt, strict=True):
-        held = torch.cat([client.train, client.validation, client.test])
-        assert sorted(held.tolist()) == np.flatnonzero(name == OWNERS).tolist()
+        held = torch.cat([client.train, client.validation, client.test]).tolist()
+        assert len(set(held)) == len(held)
+        assert set(held) - set(shared.tolist()) == set(np.flatnonzero(name == OWNERS)) - set(shared.tolist())
         if official:
             assert client.test.tolist() == np.flatnonzero((name == OWNERS) & (PARTS == "test")).tolist()
 
@@ -206,7 +209,11 @@ def test_the_official_test_part_is_every_clients_test_set(name, test_set):
         assert len(others) == (PARTS != "test").sum()
 
 
-WAYS = ("merged", "official")
+@pytest.mark.parametrize("name", ["natural", "iid"])
+@pytest.mark.parametrize(("only", "missing"), [("train", "test on"), ("validation", "test on"), ("test", "train on")])
+def test_official_splits_need_something_to_train_and_something_to_test_on(name, only, missing):
+    with pytest.raises(UserError, match=rf"splits=official: .* leaves none to {missing}; use data\.splits=merged"):
+        deal(LABELS, name, 3, parts=[only] * 300, owners=OWNERS.tolist(), min_samples=10)
 
 
 def test_official_splits_are_kept_only_where_that_is_asked_for():

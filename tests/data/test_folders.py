@@ -156,15 +156,36 @@ def test_a_file_is_no_folder(photos):
         find(f"folder:{photos / 'cat' / 'a.png'}")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("mode", [0, 0o444])
 @pytest.mark.parametrize("part", ["", "cat"])
-def test_an_unreadable_folder_is_named(photos, part):
-    (photos / part).chmod(0)
-    try:
-        with pytest.raises(UserError, match="Permission denied"):
-            find(f"folder:{photos}")
-    finally:
-        (photos / part).chmod(0o755)
+def test_an_unreadable_folder_is_named(nobody, part, mode):
+    root = make_photos(nobody / "photos")
+    (root / part).chmod(mode)
+    with pytest.raises(UserError, match=r"cannot read the folder .* \(Permission denied\)"):
+        find(f"folder:{root}")
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_an_unreadable_folder_below_a_class_counts_as_a_picture_that_cannot_be_read(nobody, mode):
+    save(make_photos(nobody) / "cat" / "deep" / "a.png")
+    save(nobody / "cat" / "deep" / "deeper" / "a.png")
+    (nobody / "cat" / "deep").chmod(mode)
+    source = find(f"folder:{nobody}")
+    with pytest.raises(UserError, match=r"1 of 5 images cannot be read, .*cat/deep \(.*Permission denied\)"):
+        load(source, resize)
+    assert load(source, resize, on_bad_image="skip").labels.tolist() == [0, 0, 1, 1]
+    assert source.ignored == []
+
+
+def test_links_into_a_closed_folder_are_files_that_cannot_be_read(nobody):
+    root = make_photos(nobody / "photos")
+    save(nobody / "closed" / "a.png")
+    (root / "cat" / "c.png").symlink_to(nobody / "closed" / "a.png")
+    (root / "elsewhere").symlink_to(nobody / "closed" / "deep")
+    (nobody / "closed").chmod(0)
+    source = find(f"folder:{root}")
+    assert [file.name for file in source.ignored] == [str(root / "elsewhere")]
+    assert [file.reason for file in load(source, resize, on_bad_image="skip").left_out] == ["Permission denied"]
 
 
 def test_a_folder_needs_a_path():
@@ -200,9 +221,26 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
     assert len(datasets.find(f"folder:{tmp_path}").labels) == 2
 
 
-def test_class_folders_whose_prompts_would_be_alike_are_refused(tmp_path):
-    for kind in ("a_b", "a-b"):
-        (tmp_path / kind).mkdir()
-        Image.new("RGB", (4, 4)).save(tmp_path / kind / "a.png")
-    with pytest.raises(UserError, match="their prompts would be alike"):
-        datasets.find(f"folder:{tmp_path}")
+@pytest.mark.parametrize("twin", ["a-b", "a__b", "A b", "a_b_", " a-B"])
+def test_class_folders_whose_prompts_would_be_alike_are_refused(photos, twin):
+    for kind in ("a_b", twin):
+        save(photos / kind / "a.png")
+    with pytest.raises(UserError, match=r"prompts would be alike .*'a_b'.*; rename"):
+        datasets.find(f"folder:{photos}")
+
+
+def test_a_class_name_that_is_no_text_is_refused_on_one_line(photos):
+    save(photos / os.fsdecode(b"caf\xe9") / "a.png")
+    with pytest.raises(UserError, match=r"class name 'caf\\udce9', which is not UTF-8; rename it"):
+        datasets.find(f"folder:{photos}")
+
+
+def test_a_class_folder_that_leads_up_is_ignored_with_the_reason(photos):
+    for name, above in (("all", photos), ("up", photos.parent)):
+        (photos / name).symlink_to(above)
+    source = find(f"folder:{photos}")
+    assert source.class_names == ("cat", "dog")
+    assert [(Path(file.name).name, file.reason) for file in source.ignored] == [
+        ("all", "a link to a folder above"),
+        ("up", "a link to a folder above"),
+    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures_factory import resize, save
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from feddlp.config import validate
 from feddlp.data.datasets import find, load
@@ -144,12 +144,11 @@ def test_a_damaged_archive_is_named_and_tried_again_when_it_is_whole(name, tmp_p
     assert find(f"{name}:{tmp_path}").labels
 
 
-def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
-    (tmp_path / "evil").write_text("x")
-    with tarfile.open(tmp_path / "dtd-r1.0.1.tar.gz", "w:gz") as opened:
-        opened.add(tmp_path / "evil", "../evil")
-    with pytest.raises(UserError, match="is damaged"):
-        find(f"dtd:{tmp_path}")
+@pytest.mark.parametrize("other", ["images.tar", "images.tar.bz2", "images.tar.gz.part"])
+def test_the_archive_as_published_is_preferred(tmp_path, other):
+    publish("pets", tmp_path)
+    (tmp_path / other).write_bytes(b"half of it")
+    assert find(f"pets:{tmp_path}").labels
 
 
 def test_classes_are_in_the_official_order(tmp_path):
@@ -177,6 +176,27 @@ def test_a_damaged_list_is_named(tmp_path):
     (tmp_path / "setid.mat").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"cannot read trnid from .*setid\.mat"):
         find(f"flowers:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "number"), [("setid", "trnid", 0), ("setid", "tstid", 7), ("imagelabels", "labels", 103)]
+)
+def test_numbers_beyond_the_images_or_the_classes_are_refused(tmp_path, file, key, number):
+    make_flowers(tmp_path)
+    content = {name: rows for name, rows in loadmat(tmp_path / f"{file}.mat").items() if not name.startswith("__")}
+    savemat(tmp_path / f"{file}.mat", {**content, key: np.array([[number]])})
+    with pytest.raises(UserError, match=rf"{key} in .*{file}\.mat has the number {number}, which is not in 1 to"):
+        find(f"flowers:{tmp_path}")
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_an_unreadable_folder_is_named(nobody, mode):
+    make_dtd(nobody / "dtd")
+    (nobody / "dtd").chmod(mode)
+    with pytest.raises(UserError, match=r"cannot read the folder .*dtd \(Permission denied\)"):
+        find(f"dtd:{nobody / 'dtd'}")
+    make_dtd(nobody / "other")  # beside one that is closed
+    assert find(f"dtd:{nobody}").labels
 
 
 @pytest.mark.parametrize("name", PAPER_SETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import warnings
 from pathlib import Path
 
@@ -84,6 +85,35 @@ def test_the_identity_changes_with_content_place_and_permission(tmp_path, monkey
     monkeypatch.setattr(pictures.os, "access", lambda *_: False)
     seen.add(PictureFile(tmp_path / "b.png").identity())
     assert len(seen) == 5
+
+
+def test_two_files_of_equal_size_and_time_that_change_places_are_noticed(tmp_path):
+    paths = [save(tmp_path / f"{name}.bmp", picture((0, 0, shade))) for name, shade in (("a", 1), ("b", 2))]
+    for path in paths:
+        pictures.os.utime(path, (0, 0))
+    before = [PictureFile(path).identity() for path in paths]
+    paths[0].rename(tmp_path / "c.bmp")
+    paths[1].rename(paths[0])
+    (tmp_path / "c.bmp").rename(paths[1])
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    assert not {PictureFile(path).identity() for path in paths} & set(before)
+
+
+def test_a_file_that_is_written_over_with_its_old_size_and_time_is_noticed(tmp_path):
+    path = save(tmp_path / "a.bmp", picture((0, 0, 1)))
+    pictures.os.utime(path, (0, 0))
+    before = PictureFile(path).identity()
+    time.sleep(0.02)  # file systems keep time in ticks
+    path.write_bytes(encoded("BMP", picture((0, 0, 2))))
+    pictures.os.utime(path, (0, 0))
+    assert PictureFile(path).identity() != before
+
+
+def test_what_is_no_path_at_all_is_a_picture_that_cannot_be_read():
+    picture = PictureFile(Path("a\0b.png"))
+    assert picture.identity() == picture.identity()
+    with pytest.raises(BadImage, match="null"):
+        picture.open()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from feddlp import experiment
+from feddlp.config import load_config
+from feddlp.progress import PlainReporter
+
 METHODS = ("flora", "feddlp")
 CLIENTS = 3
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 # Runs the command with one function replaced by one that kills the process, without any clean-up, at its n-th call.
 KILLER = """
@@ -50,12 +54,16 @@ main()
 """
 
 
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def feddlp(*words):
     return subprocess.run(
         [sys.executable, "-m", "feddlp", *words],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         timeout=300,
         check=False,
     )
@@ -65,7 +73,16 @@ def start(command):
     """A process that hears Ctrl-C even where the tests run in the background, whose children ignore it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=hear, **pipes)
+    return subprocess.Popen(command, env=environment(), preexec_fn=hear, **pipes)
+
+
+def play(*words):
+    """A whole run in this process, which spares the time in which one gets going."""
+    return experiment.run(load_config(None, words), PlainReporter(Console(quiet=True))).path
+
+
+def carry_on(folder):
+    experiment.resume(folder, PlainReporter(Console(quiet=True)))
 
 
 @pytest.fixture(scope="module")
@@ -119,19 +136,18 @@ def assert_same_end(found: Path, expected: Path):
     ("point", "count", "when"),
     [
         ("record_round", 1, "before"),  # before anything of the first round is written
-        ("record_round", 2, "after"),  # records written, no checkpoint
+        pytest.param("record_round", 2, "after", marks=pytest.mark.slow),  # records written, no checkpoint
         ("append", 3, "after"),  # clients.csv written, rounds.jsonl not
         ("write_atomically", 6, "after"),  # tensors of a checkpoint written, state.json not
         ("save_checkpoint", 3, "after"),  # the first method has just finished
-        ("save_checkpoint", 5, "after"),  # in the middle of the second
+        pytest.param("save_checkpoint", 5, "after", marks=pytest.mark.slow),  # in the middle of the second
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, options, tmp_path):
     command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *options, f"runs_dir={tmp_path}"]
-    killed = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=300, check=False)
+    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
-    resumed = feddlp("resume", str(tmp_path / "demo"))
-    assert resumed.returncode == 0, resumed.stderr
+    carry_on(tmp_path / "demo")
     assert_same_end(tmp_path / "demo", undisturbed)
 
 
@@ -143,30 +159,30 @@ WAVES = ("training.participation=0.7", "training.wave=1")
 def in_waves(request, options, tmp_path_factory):
     """The options of a run in waves, and its end."""
     words = (*options, *WAVES, f"training.client_store={request.param}")
-    folder = tmp_path_factory.mktemp(request.param)
-    done = feddlp("run", *words, f"runs_dir={folder}")
-    assert done.returncode == 0, done.stderr
-    return words, folder / "demo"
+    return words, play(*words, f"runs_dir={tmp_path_factory.mktemp(request.param)}")
 
 
 @pytest.mark.parametrize(
     ("point", "count", "when"),
     [
-        ("record_clients", 1, "after"),  # everybody scored as they begin, nothing else
-        ("put", 3, "after"),  # between the waves of the second round
+        pytest.param(
+            "record_clients", 1, "after", marks=pytest.mark.slow
+        ),  # everybody scored as they begin, nothing else
+        pytest.param("put", 3, "after", marks=pytest.mark.slow),  # between the waves of the second round
         ("put", 4, "after"),  # all waves played, nothing recorded
         ("write", 3, "after"),  # one client file of the second round written
-        ("write_atomically", 6, "before"),  # all client files written, the server's not
+        pytest.param(
+            "write_atomically", 6, "before", marks=pytest.mark.slow
+        ),  # all client files written, the server's not
         ("write_atomically", 7, "before"),  # the server's file written, state.json not
     ],
 )
 def test_killed_between_waves_and_files_equals_undisturbed(point, count, when, in_waves, tmp_path):
     words, expected = in_waves
     command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *words, f"runs_dir={tmp_path}"]
-    killed = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=300, check=False)
+    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
-    resumed = feddlp("resume", str(tmp_path / "demo"))
-    assert resumed.returncode == 0, resumed.stderr
+    carry_on(tmp_path / "demo")
     assert_same_end(tmp_path / "demo", expected)
 
 

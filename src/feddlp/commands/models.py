@@ -74,9 +74,8 @@ def predict(
     files = find_images(images)
     predictor = load_predictor(adapter, model, device)
     bad: list[Prediction] = []
-    out = (
-        None if sys.stdout.isatty() else sys.stdout
-    )  # a bar on the terminal takes over the one, and shall not the other
+    # The bar takes sys.stdout over, to keep lines above itself: right on a terminal, wrong for a file or a pipe.
+    out = None if sys.stdout.isatty() else sys.stdout
     with make_reporter(Console(stderr=True)) as reporter:
         found = predictor.stream(files, top, progress(reporter, "images"))
         for text in predictions(telling(found, reporter, bad), form):

@@ -1,34 +1,38 @@
 """Prepared pixels on the disk, made once and read through a memory map.
 
     <cache>/images/<key>/pixels.u8    the rows [N', 3, H, W] uint8, one after the other
-    <cache>/images/<key>/state.json   how far it is: pictures done, which could not be read, the digest at the end
+    <cache>/images/<key>/state.json   how far it is: pictures done, which could not be read, digest of the rows so far
 
 The key is a digest of what decides the pixels: the identity of every picture in order (of a file: its absolute path,
-size, time of last change and whether it may be read), the settings of the checkpoint's image processor, and the
-versions of Pillow, transformers and this format. Labels are no part of it.
+inode, size, times of last change of content and of status, and whether it may be read), the settings of the
+checkpoint's image processor, and the versions of Pillow, transformers and this format. Labels are no part of it.
 
     <cache>/features/<key>.safetensors    of the frozen image tower, for text adaptation
 
 The state is replaced after every chunk, once the chunk's pixels are on the disk, so a killed preparation goes on
-where it stood; a lock lets two runs that want the same images prepare them once.
+where it stood; rows without the state's digest are made again. A lock lets two runs that want the same images prepare
+them once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -37,15 +41,29 @@ from feddlp.data.preparation import Filled, Pixels, Progress, Resize, fill, pixe
 from feddlp.data.source import Picture
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
+from feddlp.memory import MIB
 
-FORMAT = 1
-MIB = 2**20
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+FORMAT = 2
 ALLOCATE = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))  # macOS has none
 
 
 def cache_root() -> Path:
     """FEDDLP_CACHE, or ~/.cache/feddlp."""
     return Path(os.environ.get("FEDDLP_CACHE") or "~/.cache/feddlp").expanduser()
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Where the disk says no, the user is told how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written ({error.strerror}); free some room or set FEDDLP_CACHE to another folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -69,15 +87,10 @@ class PixelCache:
             UserError: the cache cannot be written, or the disk is full.
         """
         folder = self.root / "images" / self.key(pictures)
-        try:
+        with writing(f"the image cache {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             with self.locked(folder):
-                return self.find(folder) or self.prepare(folder, pictures, resize, progress)
-        except OSError as error:
-            raise UserError(
-                f"the image cache {folder} cannot be written ({error.strerror}); "
-                "free some room or set FEDDLP_CACHE to another folder"
-            ) from error
+                return self.prepare(folder, pictures, resize, progress)
 
     def key(self, pictures: Sequence[Picture]) -> str:
         digest = hashlib.sha256(f"{FORMAT} {version('pillow')} {version('transformers')} {self.settings}".encode())
@@ -95,51 +108,94 @@ class PixelCache:
             self.note("another run is preparing these images; waiting for it")
         return lock
 
-    def find(self, folder: Path) -> Pixels | None:
-        """What was prepared to its end, checked against its digest."""
-        state = read_state(folder)
-        if "sha256" not in state:
-            return None
-        filled, shape = filled_of(state), tuple(state["shape"])
-        if (folder / "pixels.u8").stat().st_size == filled.rows * prod(shape):
-            images = open_rows(folder, filled.rows, shape)
-            if (digest := pixel_hash(images)).hexdigest() == state["sha256"]:
-                return Pixels(images, filled.bad, digest)
-        self.note(f"the cached images in {folder} are damaged and are prepared again")
-        (folder / "state.json").unlink()
-        return None
-
     def prepare(self, folder: Path, pictures: Sequence[Picture], resize: Resize, progress: Progress) -> Pixels:
-        """Open what is still to be opened."""
-        shape, filled = row_shape(resize), (begun := filled_of(read_state(folder)))
-        self.reserve(folder, len(pictures), prod(shape))
-        rows = np.memmap(folder / "pixels.u8", np.uint8, "r+", shape=(len(pictures), *shape))
-        for filled in fill(torch.from_numpy(rows), pictures, resize, begun):
-            rows.flush()
-            write_state(folder, filled, shape)
-            progress(filled.done, len(pictures))
-        del rows
-        os.truncate(folder / "pixels.u8", filled.rows * prod(shape))
-        images = open_rows(folder, filled.rows, shape)
-        digest = pixel_hash(images)
-        write_state(folder, filled, shape, sha256=digest.hexdigest())
-        return Pixels(images, filled.bad, digest)
+        """Open what is still to be opened; the state follows the rows of each chunk."""
+        shape = row_shape(resize)
+        filled, digest = self.begun(folder, len(pictures), shape)
+        if filled.done < len(pictures):
+            rows = self.reserve(folder, len(pictures), shape)
+            for after in fill(torch.from_numpy(rows), pictures, resize, filled):
+                rows.flush()
+                digest.update(rows[filled.rows : after.rows].ravel().data)
+                filled = after
+                write_state(folder, filled, digest)
+                progress(filled.done, len(pictures))
+            os.truncate(folder / "pixels.u8", filled.rows * prod(shape))
+        return Pixels(open_rows(folder, filled.rows, shape), filled.bad, digest)
 
-    def reserve(self, folder: Path, rows: int, size: int) -> None:
+    def begun(self, folder: Path, pictures: int, shape: Sequence[int]) -> tuple[Filled, Hash]:
+        """What is there already with the digest of its rows; nothing, where these are not the rows that were written.
+
+        After a power cut the pixels of a preparation may be gone although its state is there.
+        """
+        file = folder / "state.json"
+        if not file.exists():
+            return Filled(), hashlib.sha256()
+        try:
+            state = State.model_validate_json(file.read_bytes())
+            digest = pixel_hash(open_rows(folder, state.filled().rows, shape))
+        except (OSError, ValueError):  # not such a state, or fewer rows than it says
+            state = None
+        if state and state.done <= pictures and state.sha256 == digest.hexdigest():
+            return state.filled(), digest
+        self.note(f"the cached images in {folder} are damaged and are prepared again")
+        return Filled(), hashlib.sha256()
+
+    def reserve(self, folder: Path, rows: int, shape: Sequence[int]) -> np.memmap[Any, Any]:
         """Take the room before anything is opened: a memory map that finds the disk full would end the process."""
-        needed, file = rows * size, folder / "pixels.u8"
+        needed, file = rows * prod(shape), folder / "pixels.u8"
         present = file.stat().st_size if file.exists() else 0
-        free = shutil.disk_usage(folder).free
-        self.note(
-            f"preparing {rows:,} images once: {needed / MIB:,.0f} MiB in {folder} ({free / MIB:,.0f} MiB are free)"
-        )
-        if needed - present > free:
-            raise UserError(
-                f"the image cache needs {needed / MIB:,.0f} MiB in {folder}, {free / MIB:,.0f} MiB are free; "
-                "free some room or set FEDDLP_CACHE to another folder"
-            )
+        self.note(f"preparing {rows:,} images once: {room_for(needed, folder, present)}")
         with file.open("ab") as opened:
             ALLOCATE(opened.fileno(), 0, needed)
+        return np.memmap(file, np.uint8, "r+", shape=(rows, *shape))
+
+
+class State(BaseModel):
+    """state.json: how far the preparation is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    done: int  # pictures looked at
+    bad: tuple[tuple[int, str], ...]  # which of them could not be read, in order, and why
+    sha256: str  # of the rows so far
+
+    @model_validator(mode="after")
+    def bad_are_among_the_done(self) -> Self:
+        places = [-1, *(index for index, _ in self.bad), self.done]
+        if any(later <= earlier for earlier, later in pairwise(places)):
+            raise ValueError("pictures that could not be read are not among those looked at")
+        return self
+
+    def filled(self) -> Filled:
+        return Filled(self.done, self.bad)
+
+
+def write_state(folder: Path, filled: Filled, digest: Hash) -> None:
+    state = State(done=filled.done, bad=filled.bad, sha256=digest.hexdigest())
+    write_atomically(folder / "state.json", state.model_dump_json().encode())
+
+
+def room_for(needed: int, folder: Path, present: int = 0) -> str:
+    """What is needed in bytes, where, and how much is free, in words.
+
+    Args:
+        present: bytes of it that are taken already.
+
+    Raises:
+        UserError: not enough.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed - present > free:
+        raise UserError(
+            f"{folder} has {in_units(free)} free, {in_units(needed - present)} are needed; "
+            "free some room or set FEDDLP_CACHE to another folder"
+        )
+    return f"{in_units(needed)} in {folder} ({in_units(free)} are free)"
+
+
+def in_units(size: int) -> str:
+    """A number of bytes as 12 KiB or 3,456 MiB."""
+    return f"{size / MIB:,.0f} MiB" if size >= MIB else f"{math.ceil(size / 1024)} KiB"
 
 
 def open_rows(folder: Path, rows: int, shape: Sequence[int]) -> Tensor:
@@ -159,7 +215,7 @@ def cached_features(root: Path, identity: str, compute: Callable[[], Tensor]) ->
         UserError: the cache cannot be written, or the disk is full.
     """
     file = root / "features" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
-    try:
+    with writing(f"the feature cache {file.parent}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if (found := read_features(file)) is not None:
@@ -168,11 +224,6 @@ def cached_features(root: Path, identity: str, compute: Callable[[], Tensor]) ->
             content = save({"features": features.cpu()}, {"sha256": digest_of(features.cpu())})
             write_atomically(file, content)
             return features
-    except OSError as error:
-        raise UserError(
-            f"the feature cache {file.parent} cannot be written ({error.strerror}); "
-            "free some room or set FEDDLP_CACHE to another folder"
-        ) from error
 
 
 def read_features(file: Path) -> Tensor | None:
@@ -187,22 +238,3 @@ def read_features(file: Path) -> Tensor | None:
 
 def digest_of(features: Tensor) -> str:
     return hashlib.sha256(features.contiguous().numpy().data).hexdigest()
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """How far the preparation is; empty where it has not begun, or where nobody can tell."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        complete = {"done", "bad", "shape"} <= state.keys() and (folder / "pixels.u8").exists()
-    except (OSError, ValueError, AttributeError):
-        complete = False
-    return dict(state) if complete else {}
-
-
-def filled_of(state: dict[str, Any]) -> Filled:
-    return Filled(state["done"], tuple((index, reason) for index, reason in state["bad"])) if state else Filled()
-
-
-def write_state(folder: Path, filled: Filled, shape: Sequence[int], **more: str) -> None:
-    state = {"done": filled.done, "bad": filled.bad, "shape": list(shape), **more}
-    write_atomically(folder / "state.json", json.dumps(state).encode())

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
 from feddlp.data.pictures import BadImage
-from feddlp.data.preparation import CHUNK, MOST_THREADS
+from feddlp.data.preparation import CHUNK, thread_pool
 from feddlp.data.source import LeftOut, Picture, Source
 
 FEW = 5
@@ -46,7 +44,7 @@ class Findings:
 def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
     """Open every picture once."""
     outcomes: list[Seen | str] = []
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+    with thread_pool() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
         for start in range(0, len(source.pictures), CHUNK):
             outcomes += pool.map(look_at, source.pictures[start : start + CHUNK])

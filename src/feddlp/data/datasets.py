@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from feddlp.data.csv_tables import table
 from feddlp.data.folders import clients, folder
 from feddlp.data.glyphs import glyphs
-from feddlp.data.hub import hub
+from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
-from feddlp.data.tables import table
 from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Dataset:
         """A digest of pixels, labels and names; a resumed run refuses data with another one."""
         digest = (self.known_hash or pixel_hash(self.images)).copy()
         digest.update(self.labels.numpy().data)
-        digest.update("\n".join((*self.class_names, self.template)).encode())
+        digest.update("\n".join((*self.class_names, self.template)).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
 
@@ -127,11 +127,12 @@ def load(
     if left_out and on_bad_image == "error":
         raise UserError(
             f"data.dataset: {len(left_out)} of {len(source.labels):,} images cannot be read, the first one is "
-            f"{left_out[0].name} ({left_out[0].reason}); repair, remove or skip them (data.on_bad_image=skip)"
+            f"{left_out[0].name} ({left_out[0].reason}); repair, remove or skip them (data.on_bad_image=skip; for "
+            "feddlp evaluate --on-bad-image skip)"
         )
     kept = source.without({index for index, _ in pixels.bad}) if left_out else source
     if left_out:
-        check_kept(kept)
+        check_kept(source, kept)
     labels = torch.tensor(kept.labels, dtype=torch.int64)
     return Dataset(
         source.name,
@@ -146,10 +147,10 @@ def load(
     )
 
 
-def check_kept(source: Source) -> None:
-    """Refuse classes of which no image could be read."""
-    present = set(source.labels)
-    if empty := [name for label, name in enumerate(source.class_names) if label not in present]:
+def check_kept(source: Source, kept: Source) -> None:
+    """Refuse classes of which there are images, but none that could be read."""
+    if lost := set(source.labels) - set(kept.labels):
+        empty = [source.class_names[label] for label in sorted(lost)]
         raise UserError(
             f"data.on_bad_image=skip leaves {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
             "add images that can be read or remove the class"

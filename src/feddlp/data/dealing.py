@@ -50,10 +50,10 @@ def deal(
     array = np.asarray(labels)
     strata = array if stratified else None
     remaining, common = np.arange(len(array)), None
-    official = np.flatnonzero(np.asarray(parts) == "test")
+    official = official_test(parts)
     if parts and name != "natural":
         remaining, common = np.setdiff1d(remaining, official), torch.from_numpy(official)
-    elif test_set == "common":
+    elif test_set == "common" and not parts:
         remaining, common = hold_out(len(array), test_share=test_share, seed=seed, strata=strata)
     try:
         holdings = partition(
@@ -79,6 +79,21 @@ def deal(
         ]
     own = [split(remaining[held], client, **shares, seed=seed, strata=strata) for client, held in enumerate(holdings)]
     return own if common is None else [replace(client, test=common) for client in own]
+
+
+def official_test(parts: Sequence[Part]) -> np.ndarray:
+    """Where the test part lies.
+
+    Raises:
+        UserError: official splits without one, or with nothing else.
+    """
+    places = np.flatnonzero(np.asarray(parts) == "test")
+    if parts and not 0 < len(places) < len(parts):
+        raise UserError(
+            f"data.splits=official: {len(places)} of {len(parts)} images are in the test part, which leaves "
+            f"{'none to train on' if len(places) else 'none to test on'}; use data.splits=merged"
+        )
+    return places
 
 
 def keep_test(

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from feddlp.data.pictures import PictureFile, is_picture
-from feddlp.data.source import LeftOut, Source
+from PIL import Image
+
+from feddlp.data.pictures import BadImage, PictureFile, is_picture
+from feddlp.data.source import LeftOut, Picture, Source
 from feddlp.errors import UserError
 
-Found = Iterator[PictureFile | LeftOut]
+
+@dataclass(frozen=True)
+class ClosedFolder:
+    """A folder that may hold images, and counts as one that cannot be read."""
+
+    path: Path
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def identity(self) -> str:
+        return f"{self.path.absolute()} {self.reason}"
+
+    def open(self) -> Image.Image:
+        raise BadImage(f"a folder that cannot be read: {self.reason}")
+
+
+Found = Iterator[PictureFile | ClosedFolder | LeftOut]
 
 
 def folder(argument: str) -> Source:
@@ -17,7 +42,7 @@ def folder(argument: str) -> Source:
     root = existing_folder("folder", argument)
     found = {path.name: list(files_below(path)) for path in sub_folders(root)}
     ignored = [*lonely(root), *(one for files in found.values() for one in files if isinstance(one, LeftOut))]
-    classes = {name: [one for one in files if isinstance(one, PictureFile)] for name, files in found.items()}
+    classes = {name: [one for one in files if not isinstance(one, LeftOut)] for name, files in found.items()}
     check_classes(f"folder:{argument}", classes)
     pictures = [picture for files in classes.values() for picture in files]
     labels = [label for label, files in enumerate(classes.values()) for _ in files]
@@ -34,7 +59,7 @@ def clients(argument: str) -> Source:
         for kind in sub_folders(client)
         for one in files_below(kind)
     ]
-    taken = [(client, kind, one) for client, kind, one in found if isinstance(one, PictureFile)]
+    taken = [(client, kind, one) for client, kind, one in found if not isinstance(one, LeftOut)]
     stray = [one for place in (root, *sub_folders(root)) for one in lonely(place)]
     ignored = [*stray, *(one for *_, one in found if isinstance(one, LeftOut))]
     order = sorted({kind for _, kind, _ in taken})
@@ -55,37 +80,74 @@ def existing_folder(kind: str, argument: str) -> Path:
     return Path(argument).expanduser()
 
 
+def visible(path: Path) -> list[Path]:
+    """The entries that are not hidden, sorted by name.
+
+    Raises:
+        OSError: a folder that cannot be listed, or whose entries cannot be reached.
+    """
+    (path / "..").stat()  # listing needs no permission to reach anything through the folder
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+
+
 def list_folder(path: Path) -> list[Path]:
-    """The visible entries, sorted by name; an unreadable folder is the user's error."""
+    """The visible entries; an unreadable folder is the user's error."""
     try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        return visible(path)
     except OSError as error:
         raise UserError(
             f"data.dataset: cannot read the folder {path} ({error.strerror}); check the path and its permissions"
         ) from error
 
 
+def is_folder(path: Path) -> bool:
+    """Not where nobody may look, such as behind a link into a closed folder."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
 def sub_folders(path: Path) -> list[Path]:
-    return [entry for entry in list_folder(path) if entry.is_dir()]
+    return [entry for entry in list_folder(path) if leads_down(entry)]
+
+
+def leads_down(entry: Path) -> bool:
+    return is_folder(entry) and not leads_up(entry)
+
+
+def leads_up(entry: Path) -> bool:
+    """Whether it is a link to the folder in which it lies, or to one above that."""
+    return entry.is_symlink() and entry.parent.resolve().is_relative_to(entry.resolve())
 
 
 def lonely(root: Path) -> list[LeftOut]:
-    """The files that lie beside the folders of the classes."""
-    return [LeftOut(str(path), "lies in no class folder") for path in list_folder(root) if not path.is_dir()]
+    """What lies beside the folders of the classes."""
+    return [
+        LeftOut(str(entry), "a link to a folder above" if is_folder(entry) else "lies in no class folder")
+        for entry in list_folder(root)
+        if not leads_down(entry)
+    ]
 
 
 def files_below(path: Path) -> Found:
-    """The images below a class folder, and what else lies there."""
-    for entry in list_folder(path):
-        if not entry.is_dir():
+    """The images in a class folder and below it, and what else lies there."""
+    return found_among(list_folder(path))
+
+
+def found_among(entries: Sequence[Path]) -> Found:
+    for entry in entries:
+        if not is_folder(entry):
             yield PictureFile(entry) if is_picture(entry) else LeftOut(str(entry), "no image by name or content")
         elif entry.is_symlink():  # one to a folder above would never end
             yield LeftOut(str(entry), "a link to a folder below a class folder is not followed")
         else:
-            yield from files_below(entry)
+            try:
+                yield from found_among(visible(entry))
+            except OSError as error:
+                yield ClosedFolder(entry, error.strerror or str(error))
 
 
-def check_classes(given: str, classes: dict[str, list[PictureFile]]) -> None:
+def check_classes(given: str, classes: Mapping[str, Sequence[Picture]]) -> None:
     """Refuse fewer than two classes, and any without an image."""
     if len(classes) < 2:
         raise UserError(
@@ -100,15 +162,20 @@ def check_classes(given: str, classes: dict[str, list[PictureFile]]) -> None:
 
 
 def readable_names(given: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names as they stand in prompts.
+    """Class names as they stand in prompts; a minus at the beginning stays.
 
     Raises:
-        UserError: where two become the same.
+        UserError: where two become the same words, or where one is no text.
     """
-    names = tuple(name.replace("_", " ").replace("-", " ") for name in classes)
-    if twins := sorted({name for name in names if names.count(name) > 1}):
+    if garbled := [name for name in classes if name != name.encode(errors="replace").decode()]:
+        raise UserError(f"data.dataset={given} has the class name {garbled[0]!r}, which is not UTF-8; rename it")
+    names = tuple(re.sub("_|(?<=.)-", " ", name) for name in classes)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for written, name in zip(classes, names, strict=True):
+        alike[" ".join(name.split()).casefold()].append(written)
+    if twins := next((group for group in alike.values() if len(group) > 1), None):
         raise UserError(
-            f"data.dataset={given} has classes that differ only in '_' and '-' ({', '.join(twins)}), "
-            "so their prompts would be alike; rename one of them"
+            f"data.dataset={given} has classes whose prompts would be alike ({', '.join(map(repr, twins))}); "
+            "rename all but one of them"
         )
     return names

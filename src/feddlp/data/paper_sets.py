@@ -9,10 +9,12 @@ dtd       Describable Textures (Cimpoi et al. 2014)  images/, labels/train1.txt,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from feddlp.data.archives import unpacked
+from feddlp.data.folders import is_folder, list_folder
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
 from feddlp.errors import UserError
@@ -78,14 +80,14 @@ def pets(argument: str) -> Source:
 def flowers(argument: str) -> Source:
     """flowers:PATH, Oxford 102 Flower as published; PATH holds jpg/, imagelabels.mat and setid.mat."""
     root = find_root("flowers", argument, ("jpg", "imagelabels.mat", "setid.mat"))
-    numbers = read_matrix(root / "imagelabels.mat", "labels")
+    numbers = read_matrix(root / "imagelabels.mat", "labels", len(FLOWERS))
     sets: dict[str, Part] = {"trnid": "train", "valid": "validation", "tstid": "test"}
     return assemble(
         "flowers",
         [
             Entry(root / "jpg" / f"image_{image:05d}.jpg", FLOWERS[numbers[image - 1] - 1], part)
             for name, part in sets.items()
-            for image in read_matrix(root / "setid.mat", name)
+            for image in read_matrix(root / "setid.mat", name, len(numbers))
         ],
         FLOWERS,
     )
@@ -146,12 +148,12 @@ def find_root(name: str, argument: str, needed: tuple[str, ...]) -> Path:
     folder = given.parent if given.is_file() else given
     if root := root_within(folder, needed):
         return root
-    archives = [found for pattern in ARCHIVES[name] for found in sorted(folder.glob(pattern))[:1]]
+    archives = [found for pattern in ARCHIVES[name] for found in sorted(folder.glob(pattern), key=published_first)[:1]]
     if len(archives) == len(ARCHIVES[name]):
         beside = [folder / file for file in needed if (folder / file).is_file()]
         if root := root_within(unpacked(archives, beside), needed):
             return root
-    missing = [file for file in needed if not (folder / file).exists()]
+    missing = [file for file in needed if not exists(folder / file)]
     raise UserError(
         f"data.dataset={name}:{argument} has no {', '.join(missing)}; give the folder with the archives as they are "
         f"published ({', '.join(ARCHIVES[name])}), or the one they were unpacked to"
@@ -160,9 +162,21 @@ def find_root(name: str, argument: str, needed: tuple[str, ...]) -> Path:
 
 def root_within(folder: Path, needed: tuple[str, ...]) -> Path | None:
     """The folder, one inside of it, or the folder data inside of that."""
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = [entry for entry in list_folder(folder) if is_folder(entry)] if is_folder(folder) else []
     candidates = (folder, *inside, *(place / "data" for place in inside))
-    return next((root for root in candidates if all((root / file).exists() for file in needed)), None)
+    return next((root for root in candidates if all(exists(root / file) for file in needed)), None)
+
+
+def published_first(archive: Path) -> tuple[bool, str]:
+    """An order: what is called as published before a copy packed otherwise, and before images.tar.gz.part."""
+    return not archive.name.endswith((".tar.gz", ".tgz")), archive.name
+
+
+def exists(path: Path) -> bool:
+    """Not where nobody may look."""
+    with suppress(OSError):
+        return path.exists()
+    return False
 
 
 def read_list(file: Path) -> Iterator[list[str]]:
@@ -174,14 +188,20 @@ def read_list(file: Path) -> Iterator[list[str]]:
     return (line.split() for line in lines if line.strip() and not line.startswith("#"))
 
 
-def read_matrix(file: Path, key: str) -> list[int]:
-    """One row of numbers out of a MATLAB file."""
+def read_matrix(file: Path, key: str, highest: int) -> list[int]:
+    """One row of numbers, from 1 to the highest, out of a MATLAB file."""
     from scipy.io import loadmat
 
     try:
-        return [int(value) for value in loadmat(file)[key].flatten()]
+        numbers = [int(value) for value in loadmat(file)[key].flatten()]
     except Exception as error:  # SciPy raises several kinds for a damaged file
         raise UserError(f"data.dataset: cannot read {key} from {file} ({error}); download it again") from error
+    if strange := [number for number in numbers if not 1 <= number <= highest]:
+        raise UserError(
+            f"data.dataset: {key} in {file} has the number {strange[0]}, which is not in 1 to {highest}; "
+            "download it again"
+        )
+    return numbers
 
 
 PAPER_SETS = {"pets": pets, "flowers": flowers, "aircraft": aircraft, "dtd": dtd}

@@ -53,14 +53,25 @@ class PictureFile:
     def name(self) -> str:
         return str(self.path)
 
+    def place(self) -> str:
+        """The file that links and dots lead to."""
+        try:
+            return os.path.realpath(self.path)
+        except ValueError:  # no file has a NUL in its name
+            return str(self.path)
+
     def identity(self) -> str:
-        """Place, size, time of the last change, and whether it may be read."""
+        """Place, which file lies there, size, times of change, and whether it may be read.
+
+        Copying and unpacking set the time of the last change to that of the original; nobody sets the status change's.
+        """
         place = self.path.absolute()
         try:
             status = place.stat()
-        except OSError as error:
-            return f"{place} {error.strerror}"
-        return f"{place} {status.st_size} {status.st_mtime_ns} {os.access(self.path, os.R_OK)}"
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            return f"{place} {error}"
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        return f"{place} {status.st_ino} {status.st_size} {times} {os.access(self.path, os.R_OK)}"
 
     def open(self) -> Image.Image:
         try:
@@ -70,6 +81,8 @@ class PictureFile:
                 return read_rgb(file)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
+        except ValueError as error:
+            raise BadImage(f"not a path: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def pixel_hash(images: Tensor) -> Hash:
 
 def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Filled) -> Iterator[Filled]:
     """Write the rows of the pictures that are still to be done, and tell after each chunk. images [N, 3, H, W]"""
-    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+    pool = thread_pool()
     try:
         while filled.done < len(pictures):
             outcomes = open_all(pool, pictures[filled.done : filled.done + CHUNK], resize)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from feddlp.data.csv_tables import PARTS
 from feddlp.data.folders import readable_names
-from feddlp.data.pictures import BadImage, PictureFile, read_rgb
+from feddlp.data.pictures import BadImage, PictureBytes, PictureFile
 from feddlp.data.source import LeftOut, Part, Source
-from feddlp.data.tables import PARTS
 from feddlp.errors import UserError
 
 
@@ -38,7 +37,7 @@ class HubPicture:
             raise BadImage("the row has no image")
         if stored.get("bytes") is None:
             return PictureFile(Path(stored["path"])).open()
-        return read_rgb(BytesIO(stored["bytes"]))
+        return PictureBytes(self.name, stored["bytes"]).open()
 
 
 def hub(argument: str) -> Source:
