@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from rich.console import Console
 
 from checkpoints import CHECKPOINTS
@@ -34,6 +35,9 @@ from terminal import Ended
 NOBODY = 65534  # by custom, a user without rights
 TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
+
+settings.register_profile("untimed", deadline=None)  # no test fails because the machine is busy
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ def test_more_rounds_than_four_digits(folder):
 
 
 @given(data=st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_to_a_checkpoint_is_found_and_named(folder, data):
     play(folder, 1)
     file = folder.path / "checkpoint" / "feddlp" / "round-0001.safetensors"

@@ -82,7 +82,7 @@ def test_starts_have_the_published_spread():
     assert authors.std().item() == pytest.approx(0.5, rel=0.05)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=20), st.floats(0, 1))
 def test_soft_threshold_shrinks_towards_zero_and_never_across(values, threshold):
     gates = torch.tensor(values)

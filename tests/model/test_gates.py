@@ -33,7 +33,7 @@ from holdings import everyone, resume, whole_state
 SITES = {"first": LinearSite(6, 4), "second": LinearSite(5, 8)}
 values = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=12)
 thresholds = st.floats(0, 1, width=32)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def theta_of(clients=3, rank=4, seed=0, dead=0.5):

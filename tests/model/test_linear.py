@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feddlp.model.linear import adapted_linear
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def plain(x, weight, bias, down, up):

@@ -77,7 +77,7 @@ def adapters(state):
     return {name: value for name, value in state.items() if "/theta/" in name}
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4), batch_size=st.integers(1, 5))
 def test_any_ragged_cohort_equals_its_clients_alone(make_cohort, client_data, sizes, batch_size):
     data, clients = client_data(sizes=sizes, exact=True), range(len(sizes))

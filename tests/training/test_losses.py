@@ -40,7 +40,7 @@ objectives = st.sampled_from(["class_ce", "in_batch", "in_batch_positives"])
 indexed = st.sampled_from(["class_ce", "in_batch"])  # with one right column a row
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=sizes, seed=st.integers(0, 1000))
 def test_any_sample_of_the_class_is_right_under_in_batch_positives(sizes, seed):
     batch = make_batch(sizes, seed)
@@ -58,7 +58,7 @@ def test_any_sample_of_the_class_is_right_under_in_batch_positives(sizes, seed):
             assert losses[k].item() == pytest.approx(0, abs=1e-10)  # nothing can be wrong, where in_batch still errs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes, objective=indexed, seed=st.integers(0, 1000))
 def test_cross_entropy_is_each_clients_own_mean(sizes, objective, seed):
     batch = make_batch(sizes, seed)
@@ -70,7 +70,7 @@ def test_cross_entropy_is_each_clients_own_mean(sizes, objective, seed):
         assert losses[k].item() == pytest.approx(float(expected), abs=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes, objective=objectives, seed=st.integers(0, 1000), temperature=st.sampled_from([1.0, 3.0]))
 def test_distillation_is_temperature_squared_kl_from_teacher_to_student(sizes, objective, seed, temperature):
     batch = make_batch(sizes, seed)
@@ -105,7 +105,7 @@ def test_only_the_student_gets_gradient(objective, direction):
     assert teacher.grad is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(objective=objectives, seed=st.integers(0, 1000))
 def test_padding_has_neither_value_nor_gradient(objective, seed):
     batch = make_batch([3, 0, 5], seed)

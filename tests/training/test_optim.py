@@ -18,7 +18,7 @@ def random_theta(clients, seed):
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     clients=st.integers(1, 4),
     weight_decay=st.sampled_from([0.0, 0.3]),
