@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from feddlp.federation import rounds
+from feddlp.federation import host
 from feddlp.federation.rows import sum_active
 from feddlp.methods import registry
 from feddlp.methods.fedclip import FedCLIP
@@ -89,7 +89,7 @@ def test_a_method_that_trains_nothing_is_scored_once(make_federation):
 
 def test_several_local_epochs_differ_in_order_and_count_as_steps(make_federation):
     one, two = make_federation(FLoRA()), make_federation(FLoRA(), local_epochs=2)
-    assert two.steps() == 2 * one.steps() == 6
+    assert two.clients.steps() == 2 * one.clients.steps() == 6
     steps = []
     two.play_round(lambda: steps.append(1))
     assert len(steps) == 6
@@ -400,10 +400,10 @@ def test_before_the_first_round_one_client_stands_in_for_all(name, common, make_
 
 def test_clients_that_begin_unlike_are_scored_one_by_one(make_federation, monkeypatch):
     """A private attention over features acts from the start, and differently at each client."""
-    assert rounds.begin_alike(FedDLP())
-    assert rounds.begin_alike(FedCLIP())
+    assert host.begin_alike(FedDLP())
+    assert host.begin_alike(FedCLIP())
     monkeypatch.setattr(FedCLIP, "shared", ())
-    assert not rounds.begin_alike(FedCLIP())
+    assert not host.begin_alike(FedCLIP())
     federation = make_federation([(0, FedCLIP())], "image", exact=True, participation=0.4)
     (start,) = federation.score_start()
     assert torch.equal(start.test_correct, everyone(federation, 0).correct(federation.clients.data.test, 2)[""])

@@ -171,8 +171,8 @@ def test_who_sat_out_does_not_count_in_the_mean_loss(make_federation):
 def test_clients_without_samples_of_a_kind_leave_the_cell_empty(make_federation):
     federation = make_federation(FLoRA(), "text")
     (result,) = federation.play_round()
-    empty = replace(federation.clients.data.test, indices=tuple(torch.empty(0, dtype=torch.int64) for _ in range(3)))
-    federation.clients.data = replace(federation.clients.data, test=empty, validation=empty)
+    none = torch.zeros(3, dtype=torch.int64)
+    federation.roster = replace(federation.roster, test=none, validation=none)
     row = round_row("flora", 0, federation, replace(result, test_correct=torch.zeros(3, dtype=torch.int64)))
     assert row["test"] is None
     assert row["validation"] is None

@@ -37,7 +37,7 @@ def test_every_method_is_looked_at_here():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_steps_in_order_and_each_adapter_alone(name, make_federation):
     cohort = everyone(make_federation(registry()[name]()))
-    batch = next(make_federation(Local()).data.train.in_order(4))
+    batch = next(make_federation(Local()).clients.data.train.in_order(4))
     before, order = snapshot(cohort), []
     for adapter, loss in cohort.method.losses(cohort.forward, batch):
         order.append(adapter)
@@ -205,7 +205,7 @@ def test_prediction_uses_the_named_adapter(name, make_federation):
 def test_the_global_adapter_is_taught_by_the_local_one_as_just_updated(make_federation):
     """The cohort steps between the two losses, so the second loss sees the first step."""
     cohort = everyone(make_federation(FedDLP(lr=0.05)))
-    batch = next(make_federation(Local()).data.train.in_order(4))
+    batch = next(make_federation(Local()).clients.data.train.in_order(4))
     losses = cohort.method.losses(cohort.forward, batch)
     name, loss = next(losses)
     theta = cohort.theta[name]
