@@ -12,7 +12,7 @@ from feddlp.config import Config, load_config
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import Federation, planned_rounds
+from feddlp.federation.rounds import Clients, Federation, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
@@ -38,22 +38,32 @@ class Entry(NamedTuple):
     config: Config
 
 
+def lanes_of(entries: Sequence[Entry], name: str) -> list[Lane]:
+    """The runs that train side by side, a lane each."""
+    return [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
+
+
 def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Reporter) -> None:
-    """All rounds of one method that are not yet in the folders, a checkpoint after each.
+    """All rounds of one method that are not yet in the folders, its clients in this process.
 
     Several entries train side by side, a lane each; they stand at the same round, and their methods differ in
     `methods.base.STACKABLE` fields only.
     """
-    reset_peak()
-    config = entries[0].config
-    lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
     folders = [entry.folder.checkpoint(name) for entry in entries]
-    host = Host(lanes, materials.backbone, materials.prompts, materials.data, config.training, folders)
-    federation = Federation(lanes, host, config.training)
-    restore(federation, host, entries, name)
-    reporter.method_started(name, federation.rounds, host.steps(), federation.round)
+    training = entries[0].config.training
+    host = Host(lanes_of(entries, name), materials.backbone, materials.prompts, materials.data, training, folders)
+    federation = play_rounds(entries, name, host, reporter)
+    welcome(entries, name, federation, host, materials)
+
+
+def play_rounds(entries: Sequence[Entry], name: str, clients: Clients, reporter: Reporter) -> Federation:
+    """All rounds of one method that are not yet in the folders, a checkpoint after each, wherever the clients are."""
+    reset_peak()
+    federation = Federation(lanes_of(entries, name), clients, entries[0].config.training)
+    restore(federation, entries, name)
+    reporter.method_started(name, federation.rounds, clients.steps(), federation.round)
     if federation.round < federation.rounds:
-        reporter.note(f"{name}: {host.plan.describe(host.side_by_side)}")
+        reporter.note(f"{name}: {clients.describe()}")
         for folder, _ in entries:
             folder.forget_newcomers(name)
     for lane, start in enumerate(federation.score_start()):
@@ -62,23 +72,21 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
         results = federation.play_round(reporter.stepped)
         rows = [round_row(name, lane, federation, result) for lane, result in enumerate(results)]
         for lane, (folder, _) in enumerate(entries):
-            clients = client_rows(name, lane, federation, results[lane])
-            folder.record_round(rows[lane], clients, rank_row(name, lane, federation, results[lane]))
-            blocks = host.stores[lane].flush()
-            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), blocks, host.wave)
+            table = client_rows(name, lane, federation, results[lane])
+            folder.record_round(rows[lane], table, rank_row(name, lane, federation, results[lane]))
+            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), *clients.keep(lane))
         reporter.round_finished(rows[0])
-    welcome(entries, name, federation, host, materials)
+    return federation
 
 
-def restore(federation: Federation, host: Host, entries: Sequence[Entry], name: str) -> None:
+def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None:
     """Go on from the last checkpoints of all entries, where there are any."""
     found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
     if found:
         federation.load_state_dict(found[0][0], [state for _, state in found])
-    for entry, store in zip(entries, host.stores, strict=True):
+    for lane, entry in enumerate(entries):
         if state := entry.folder.checkpoint_state(name):
-            store.load(state["clients"])
-            host.wave = host.wave or state["wave"]
+            federation.clients.restore(lane, state["clients"], state["wave"])
 
 
 def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: Host, materials: Materials) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -213,6 +213,19 @@ class Host:
     def load(self) -> dict[str, float]:
         """Clients side by side, and what one of them takes."""
         return {"wave": self.side_by_side, "activation_mib": round(self.plan.activation_mib, 3)}
+
+    def describe(self) -> str:
+        """How the clients are played, in words."""
+        return self.plan.describe(self.side_by_side)
+
+    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
+        """Have a lane's clients in files: their list, and how many trained side by side."""
+        return self.stores[lane].flush(), self.wave
+
+    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+        """Go on from what `keep` gave."""
+        self.stores[lane].load(blocks)
+        self.wave = self.wave or wave
 
     def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
         """Samples that clients get right as they begin, by part of the data; none are kept. chosen: bool [lanes, K]"""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,22 @@ class Clients(Protocol):
 
     def load(self) -> dict[str, float]:
         """What a round takes, for the record."""
+        ...
+
+    def steps(self) -> int:
+        """How often a round reports progress, at most."""
+        ...
+
+    def describe(self) -> str:
+        """How the clients are played, in words."""
+        ...
+
+    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
+        """What a checkpoint must name: the files of a lane's clients, and how many train side by side."""
+        ...
+
+    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+        """Go on from what `keep` gave."""
         ...
 
     def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
