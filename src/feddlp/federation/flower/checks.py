@@ -1,0 +1,261 @@
+"""What is taken for good of what a node sends; nothing reaches the server's averages unchecked.
+
+Names, shapes, dtype, finiteness and size of every tensor; who speaks, of which round; counts that can be. A report
+that fails is refused as a whole, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from feddlp.federation.flower.parcels import Parcel, RefusedError
+from feddlp.federation.host import Report, Roster
+from feddlp.federation.results import Found
+from feddlp.federation.waves import Wave
+from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
+
+SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
+MOST_CLASSES, MOST_NAME = 1_000_000, 1_000
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Text = Annotated[str, Field(max_length=MOST_NAME)]
+SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class Samples(Checked):
+    train: list[Count]
+    validation: list[Count]
+    test: list[Count]
+
+
+class Hello(Checked):
+    """Who a node is."""
+
+    name: Text
+    state: Text
+    clients: list[Count] = Field(min_length=1)
+    samples: Samples
+    checkpoint: Text
+    data: Text
+    class_names: list[Text] = Field(max_length=MOST_CLASSES)
+    template: Text
+    dtype: Literal["float32", "float64", "bfloat16"]
+    sites: dict[str, list[Any]]
+    left_out: Count
+
+
+class Told(Checked):
+    """The facts of a report, a list entry for each client."""
+
+    clients: list[Count] = Field(min_length=1)
+    losses: dict[str, list[float]]
+    diagnostics: dict[str, list[Count]]
+    correct: dict[Literal["validation", "test"], list[Count]]
+    active: dict[str, list[Count]]
+    bytes_down: list[Count]
+    bytes_up: list[Count]
+    seconds: float
+
+
+class Begun(Checked):
+    """The answer to "start"."""
+
+    clients: list[Count] = Field(min_length=1)
+    correct: dict[Literal["validation", "test"], list[Count]]
+
+
+def parse(kind: type[Any], facts: Mapping[str, Any]) -> Any:
+    """Facts of one kind.
+
+    Raises:
+        RefusedError: a key that is missing or of another type.
+    """
+    try:
+        return kind.model_validate(facts)
+    except (ValidationError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
+        where = ".".join(map(str, first["loc"]))
+        raise RefusedError(f"its {kind.__name__.lower()} is wrong at {where or 'its root'}: {first['msg']}") from error
+
+
+def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
+    """Who a node says it is. clients: of the whole federation"""
+    hello: Hello = parse(Hello, facts)
+    check_clients(hello.clients, range(clients))
+    for part in ("train", "validation", "test"):
+        check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
+    try:
+        for values in hello.sites.values():
+            site_of(*values)
+    except (TypeError, KeyError) as error:
+        raise RefusedError(f"its sites are none ({error})") from error
+    return hello
+
+
+def site_of(kind: str, *values: Any) -> Site:
+    shape = tuple(values[0]) if kind == "WeightSite" else values
+    if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
+        raise TypeError(f"sizes {shape}")
+    site: Site = WeightSite(shape) if kind == "WeightSite" else SITES[kind](*shape)
+    return site
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What reports of a round must be like."""
+
+    method: str
+    round: int
+    shared: Mapping[str, Theta]  # what the server holds; uploads have its leaves, [W, ...] each
+    ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
+    roster: Roster
+    max_norm: float = 0.0  # of a client's change; 0 = any
+
+    def most_bytes(self, clients: int) -> int:
+        """What the uploads of some clients may take."""
+        values = sum(leaf.numel() * leaf.element_size() for theta in self.shared.values() for leaf in theta.values())
+        return clients * values + sum(SLACK + 200 * len(theta) for theta in self.shared.values())
+
+
+def check_report(parcel: Parcel, asked: Sequence[int], expected: Expected) -> Report:
+    """A node's report of a round, for the clients that were asked.
+
+    Raises:
+        RefusedError: anything about it that cannot be.
+    """
+    for key in ("method", "round"):
+        if parcel.facts.get(key) != getattr(expected, key):
+            raise RefusedError(f"it is of {key} {parcel.facts.get(key)!r}, not of {getattr(expected, key)!r}: a replay")
+    told: Told = parse(Told, parcel.facts)
+    if sorted(told.clients) != sorted(asked):
+        raise RefusedError(f"it is of clients {told.clients}, asked were {sorted(asked)}")
+    rows = torch.tensor([expected.roster.ids.index(client) for client in told.clients])
+    check_facts(told, rows, expected)
+    check_uploads(parcel.adapters, len(rows), expected)
+    found = Found(
+        lanes=torch.zeros_like(rows),
+        rows=rows,
+        losses=tensors(told.losses, torch.float32),
+        diagnostics=tensors(told.diagnostics, torch.int64),
+        correct=tensors(told.correct, torch.int64),
+        active=tensors(told.active, torch.int32),
+        bytes_down=torch.tensor(told.bytes_down),
+        bytes_up=torch.tensor(told.bytes_up),
+    )
+    return Report(found, parcel.adapters)
+
+
+def tensors(lists: Mapping[Any, list[Any]], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {str(key): torch.tensor(values, dtype=dtype) for key, values in lists.items()}
+
+
+def check_facts(told: Told, rows: Tensor, expected: Expected) -> None:
+    """Counts that are no more than there is to count."""
+    for kind in ("losses", "diagnostics", "correct", "active"):
+        for key, values in getattr(told, kind).items():
+            check_length(f"{kind}.{key}", values, len(rows))
+    check_length("bytes_down", told.bytes_down, len(rows))
+    check_length("bytes_up", told.bytes_up, len(rows))
+    check_correct(told.correct, rows, expected.roster)
+    for key, values in told.diagnostics.items():
+        check_most(f"diagnostics.{key}", values, expected.roster.test[rows].tolist())
+    if told.active.keys() != expected.ranks.keys():
+        raise RefusedError(f"it counts gates at {len(told.active)} sites, {len(expected.ranks)} have some")
+    for key, values in told.active.items():
+        check_most(f"active.{key}", values, [expected.ranks[key]] * len(values))
+
+
+def check_correct(correct: Mapping[Any, list[int]], rows: Tensor, roster: Roster) -> None:
+    if set(correct) != {"validation", "test"}:
+        raise RefusedError(f"it scores {', '.join(map(str, correct)) or 'nothing'} in place of validation and test")
+    for part, hits in correct.items():
+        check_length(f"correct.{part}", hits, len(rows))
+        check_most(f"correct.{part}", hits, getattr(roster, part)[rows].tolist())
+
+
+def check_clients(clients: Sequence[int], known: Sequence[int]) -> None:
+    if len(set(clients)) < len(clients) or not set(clients) <= set(known):
+        raise RefusedError(f"clients {list(clients)} are repeated, or none of {known[0]}-{known[-1]}")
+
+
+def check_length(name: str, values: Sequence[Any], length: int) -> None:
+    if len(values) != length:
+        raise RefusedError(f"{name} has {len(values)} values for {length} clients")
+
+
+def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
+    if any(value > limit for value, limit in zip(values, most, strict=True)):
+        raise RefusedError(f"{name} counts {values}, at most {list(most)} can be")
+
+
+def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected) -> None:
+    """Tensors that the server can average: the leaves that it holds, for so many clients, all finite."""
+    check_names("adapters", uploads, expected.shared)
+    for name, theta in uploads.items():
+        held = expected.shared[name]
+        check_names(f"adapter {name}", theta, held)
+        for leaf, value in theta.items():
+            check_tensor(f"{name}/{leaf}", value, held[leaf], clients)
+    if expected.max_norm:
+        check_norm(uploads, expected)
+
+
+def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    extra, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
+    if extra or missing:
+        listed = [f"has the unknown {min(extra)!r}"] * bool(extra) + [f"lacks {min(missing)!r}"] * bool(missing)
+        raise RefusedError(f"{what} {' and '.join(listed)}")
+
+
+def check_tensor(name: str, value: Tensor, held: Tensor, clients: int) -> None:
+    if value.shape != (clients, *held.shape):
+        raise RefusedError(f"{name} has the shape {tuple(value.shape)}, not {(clients, *held.shape)}")
+    if value.dtype != held.dtype:
+        raise RefusedError(f"{name} is of {value.dtype}, not {held.dtype}")
+    if not value.isfinite().all():
+        raise RefusedError(f"{name} holds NaN or infinity")
+
+
+def check_norm(uploads: Mapping[str, Theta], expected: Expected) -> None:
+    """The change of each client, all adapters together, within the bound."""
+    squares = sum(
+        (value.double() - expected.shared[name][leaf].double()).square().flatten(1).sum(1)
+        for name, theta in uploads.items()
+        for leaf, value in theta.items()
+    )
+    largest = math.sqrt(float(torch.as_tensor(squares).max())) if uploads else 0.0
+    if largest > expected.max_norm:
+        raise RefusedError(
+            f"a client's change has the norm {largest:.3g}, more than deployment.max_norm={expected.max_norm:g}"
+        )
+
+
+def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roster) -> tuple[Wave, dict[str, Tensor]]:
+    """A node's answer to how its clients begin.
+
+    Raises:
+        RefusedError: anything about it that cannot be.
+    """
+    if parcel.facts.get("method") != method:
+        raise RefusedError(f"it is of method {parcel.facts.get('method')!r}, not of {method!r}")
+    told: Begun = parse(Begun, parcel.facts)
+    check_clients(told.clients, roster.ids)
+    if not set(asked) <= set(told.clients):
+        raise RefusedError(f"it is of clients {told.clients}, asked were {sorted(asked)}")
+    for part, hits in told.correct.items():
+        check_length(f"correct.{part}", hits, len(told.clients))
+    places = [told.clients.index(client) for client in asked]
+    rows = torch.tensor([roster.ids.index(client) for client in asked])
+    correct = {part: [hits[place] for place in places] for part, hits in told.correct.items()}
+    check_correct(correct, rows, roster)
+    return Wave(torch.zeros_like(rows), rows), tensors(correct, torch.int64)
