@@ -16,7 +16,7 @@ import typer
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
-from feddlp.commands import data, models, records, training
+from feddlp.commands import data, federate, models, records, training
 from feddlp.commands.common import SomeFailed, StoppedByUser
 from feddlp.errors import UserError
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(federate.app, name="federate")
 
 INTERRUPTED = 130
 

@@ -59,19 +59,23 @@ class Follower:
     """Reads the events of a run as they come.
 
     Attributes:
+        server: the process that serves the run; None before it has shown itself.
         ended: ("finished", "") or ("failed", reason) once that was read; None before.
     """
 
     def __init__(self, path: Path, reporter: Reporter):
         self.path, self.reporter = path, reporter
         self.read = len(list(read_lines(path)))  # of earlier attempts
+        self.server: int | None = None
         self.ended: tuple[str, str] | None = None
 
     def follow(self) -> None:
         """Tell the reporter what has come since."""
         lines = list(read_lines(self.path))
         for line in lines[self.read :]:
-            if line["event"] in ENDINGS:
+            if line["event"] == "serving":
+                (self.server,) = line["said"]
+            elif line["event"] in ENDINGS:
                 self.ended = line["event"], " ".join(line["said"])
             elif line["event"] in CALLS:
                 getattr(self.reporter, line["event"])(*line["said"])

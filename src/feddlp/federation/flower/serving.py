@@ -6,6 +6,7 @@ server that was killed goes on from there.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,9 @@ def serve(grid: Grid, run_config: Mapping[str, Any], reporter: Reporter) -> RunF
     """
     folder = find_run(run_config)
     recorder = Recorder(folder.path / "events.jsonl", reporter)
-    recorder.run_started(folder.path.absolute())
+    recorder.write("serving", os.getpid())
     try:
+        recorder.run_started(folder.path.absolute())
         with folder.locked():
             play(grid, folder, recorder)
     except BaseException as error:

@@ -1,0 +1,166 @@
+"""A complete federation on this machine, for trying out: a SuperLink, SuperNodes and a run, in its run folder.
+
+runs/<name>/federation/
+    link.db, link.log, flwr/     of the SuperLink
+    node-0/, node-0.log          state folder of a SuperNode, and what it says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feddlp.config import Config, load_config
+from feddlp.errors import UserError
+from feddlp.experiment import Reporter
+from feddlp.federation.flower.events import Follower
+from feddlp.federation.flower.processes import (
+    LOOPBACK,
+    Running,
+    copy_app,
+    environment,
+    free_ports,
+    program,
+    start,
+    submit,
+    toml_text,
+    wait_until_up,
+    write_connection,
+)
+from feddlp.federation.flower.settings import spell
+from feddlp.files import make_folder
+from feddlp.records import RunFolder
+
+FOLLOW = 0.2  # seconds between two looks at the events
+SERVER_WITHIN = 180.0  # seconds in which the server must show itself
+
+
+@dataclass
+class LocalFederation:
+    """The processes of a federation around a run folder.
+
+    Args:
+        folder: of the run.
+        nodes: how many SuperNodes share its clients.
+    """
+
+    folder: RunFolder
+    nodes: int
+    reporter: Reporter
+    running: dict[str, Running] = field(default_factory=dict)
+    port: int = 0
+
+    @property
+    def place(self) -> Path:
+        return self.folder.path.absolute() / "federation"
+
+    @property
+    def home(self) -> Path:
+        return self.place / "flwr"
+
+    def start(self) -> None:
+        """Everything but the run."""
+        make_folder(self.place)
+        self.start_link()
+        for node in range(self.nodes):
+            self.start_node(node)
+
+    def start_link(self) -> None:
+        (self.port,) = free_ports(1)
+        write_connection(self.home, f"{LOOPBACK}:{self.port}")
+        command = [program("flower-superlink"), "--insecure", "--disable-runtime-dependency-installation"]
+        command += ["--host", LOOPBACK, "--port", str(self.port), "--database", str(self.place / "link.db")]
+        self.running["link"] = start("the SuperLink", command, self.place / "link.log", environment(self.home))
+        wait_until_up(self.running["link"], self.port)
+        self.reporter.note(f"SuperLink on {LOOPBACK}:{self.port}; logs in {self.place}")
+
+    def start_node(self, node: int) -> None:
+        config = load_config(self.folder.config)
+        (port,) = free_ports(1)
+        command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOOPBACK}:{self.port}"]
+        command += ["--port", str(port), "--node-config", self.node_config(config, node)]
+        name = f"node-{node}"
+        self.running[name] = start(name, command, self.place / f"{name}.log", environment(self.home))
+
+    def node_config(self, config: Config, node: int) -> str:
+        """A share of the clients, with the data of the configuration."""
+        clients = range(node * config.data.clients // self.nodes, (node + 1) * config.data.clients // self.nodes)
+        settings = {
+            "name": f"node-{node}",
+            "clients": spell(tuple(clients)).replace(" ", ""),
+            "data": config.data.dataset,
+            "state-dir": str(self.place / f"node-{node}"),
+            "device": config.model.device,
+        }
+        return " ".join(f"{key}={toml_text(value)}" for key, value in settings.items())
+
+    def play(self) -> None:
+        """Submit the run and tell the reporter how it goes on, to its end.
+
+        Raises:
+            UserError: it failed, or one of the processes that it cannot do without died.
+        """
+        follower = Follower(self.folder.path / "events.jsonl", self.reporter)
+        submit(copy_app(self.place / "app"), self.home, {"run": str(self.folder.path.absolute())})
+        began, told = time.monotonic(), set[str]()
+        while follower.ended is None:
+            time.sleep(FOLLOW)
+            self._look_after(told)
+            lost = self._server_is_lost(follower, began)
+            follower.follow()
+            if lost and follower.ended is None:
+                log = self.running["link"].log
+                raise UserError(f"the server's process died; its log is {log}; go on with: {self.again}")
+        how, why = follower.ended
+        if how == "failed":
+            raise UserError(f"{why}; to go on: {self.again}")
+
+    def _look_after(self, told: set[str]) -> None:
+        """Name what died; without the SuperLink there is no going on."""
+        for name, process in self.running.items():
+            if process.ended and name not in told:
+                told.add(name)
+                if name == "link":
+                    raise UserError(f"the SuperLink died; its log {process.log} ends: {process.tail()}; {self.again}")
+                self.reporter.warn(f"{name} died; its log is {process.log}")
+
+    def _server_is_lost(self, follower: Follower, began: float) -> bool:
+        if follower.server is None:
+            return time.monotonic() - began > SERVER_WITHIN
+        try:
+            os.kill(follower.server, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    @property
+    def again(self) -> str:
+        return f"feddlp federate resume {self.folder.path}"
+
+    def stop(self) -> None:
+        """End what was started here, and nothing else."""
+        for process in reversed(list(self.running.values())):
+            process.stop()
+
+
+def check_nodes(nodes: int, config: Config) -> None:
+    if not 1 <= nodes <= config.data.clients:
+        raise UserError(
+            f"--nodes {nodes} cannot share data.clients={config.data.clients}; use 1 to {config.data.clients}"
+        )
+
+
+@contextlib.contextmanager
+def federation(folder: RunFolder, nodes: int, reporter: Reporter) -> Iterator[LocalFederation]:
+    """A federation that is up, and taken down whatever happens."""
+    check_nodes(nodes, load_config(folder.config))
+    found = LocalFederation(folder, nodes, reporter)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
