@@ -8,20 +8,25 @@ train   a round: train, evaluate, report; see `statefolder` for what a repeated 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from feddlp import __version__
+from feddlp.allocator import keep_freed_memory
+from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
 from feddlp.errors import UserError
-from feddlp.federation.flower.parcels import Parcel
+from feddlp.federation.flower.envelopes import Envelope
+from feddlp.federation.flower.parcels import Parcel, opened, sealed
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
@@ -44,6 +49,12 @@ class LogReporter:
 
     def warn(self, message: str) -> None:
         log.warning(message)
+
+
+@lru_cache(maxsize=1)
+def load(config: str, share: Share | None) -> Materials:
+    """Model and images, kept for the next message; they are the same for all rounds and methods of a run."""
+    return prepare(Config.model_validate_json(config), LogReporter(), share)
 
 
 class Node:
@@ -70,10 +81,10 @@ class Node:
     @cached_property
     def materials(self) -> Materials:
         if not self.natural:
-            return prepare(self.config, LogReporter())
+            return load(self.config.model_dump_json(), None)
         own = self.config.data.model_copy(update={"clients": len(self.settings.clients)})
         share = Share(self.settings.clients, tuple(self.facts.get("class_names", ())))
-        return prepare(self.config.model_copy(update={"data": own}), LogReporter(), share)
+        return load(self.config.model_copy(update={"data": own}).model_dump_json(), share)
 
     @cached_property
     def data(self) -> FederatedData:
@@ -207,3 +218,15 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
         return Parcel({**about, "problem": str(error), "busy": True})
     except UserError as error:
         return Parcel({**about, "problem": " ".join(str(error).split())})
+
+
+def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envelope:
+    return sealed(answer(opened(envelope), node_config, os.environ))
+
+
+def set_up() -> None:
+    """For a process that answers: one log for all that it says, and memory that is used again."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="feddlp: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    keep_freed_memory()
+    quiet_libraries()

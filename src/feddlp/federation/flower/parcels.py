@@ -1,8 +1,6 @@
-"""What travels: facts as JSON, adapters as safetensors. Nothing is ever unpickled.
+"""What a message says: facts, and adapters as safetensors. Nothing is ever unpickled.
 
-RecordDict
-    facts      {"json": "..."}
-    adapters   one array of bytes for each adapter: names, shapes and dtypes of its leaves, then 4 bytes a parameter
+An adapter's bytes are the names, shapes and dtypes of its leaves, then 4 bytes a parameter.
 """
 
 from __future__ import annotations
@@ -13,17 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from safetensors.torch import load, save
 
+from feddlp.federation.flower import envelopes
+from feddlp.federation.flower.envelopes import Envelope, RefusedError
 from feddlp.model.adapters import Theta
 
+__all__ = ["Parcel", "RefusedError", "from_record", "opened", "sealed", "to_bytes", "to_record"]
+
 PROTOCOL = 1
-SERIAL = "safetensors"
-
-
-class RefusedError(ValueError):
-    """A message that is not used; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +46,37 @@ def from_bytes(name: str, content: bytes) -> Theta:
     return theta
 
 
-def to_record(parcel: Parcel) -> RecordDict:
-    arrays = {
-        name: Array("uint8", (len(content),), SERIAL, content)
-        for name, content in ((name, to_bytes(theta)) for name, theta in parcel.adapters.items())
-    }
-    facts = ConfigRecord({"json": json.dumps({"protocol": PROTOCOL, **parcel.facts})})
-    return RecordDict({"facts": facts, "adapters": ArrayRecord(arrays)})
+def sealed(parcel: Parcel) -> Envelope:
+    facts = json.dumps({"protocol": PROTOCOL, **parcel.facts})
+    return Envelope(facts, {name: to_bytes(theta) for name, theta in parcel.adapters.items()})
 
 
-def from_record(record: RecordDict, most_bytes: int | None = None) -> Parcel:
-    """The parcel in a message.
+def opened(envelope: Envelope, most_bytes: int | None = None) -> Parcel:
+    """The parcel in an envelope.
 
     Args:
         most_bytes: what all adapters together may take; None = any.
 
     Raises:
-        RefusedError: anything but facts and adapters as `to_record` writes them.
+        RefusedError: another protocol, or too many bytes, or some that are no tensors.
     """
     try:
-        facts, records = json.loads(str(record.config_records["facts"]["json"])), record.array_records["adapters"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RefusedError(f"it holds no facts and adapters ({type(error).__name__}: {error})") from error
-    if set(record) != {"facts", "adapters"} or not isinstance(facts, dict):
-        raise RefusedError(f"it holds {', '.join(sorted(map(str, record)))} in place of facts and adapters")
-    if facts.get("protocol") != PROTOCOL:
-        raise RefusedError(f"it speaks protocol {facts.get('protocol')!r}, not {PROTOCOL}; install the same feddlp")
-    arrays: dict[str, Array] = dict(records.items())
-    if strange := [name for name, array in arrays.items() if array.stype != SERIAL]:
-        raise RefusedError(f"adapter {strange[0]!r} is not written as {SERIAL}")
-    total = sum(len(array.data) for array in arrays.values())
+        facts = json.loads(envelope.facts)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"its facts are no JSON ({type(error).__name__})") from error
+    if not isinstance(facts, dict) or facts.get("protocol") != PROTOCOL:
+        found = facts.get("protocol") if isinstance(facts, dict) else None
+        raise RefusedError(f"it speaks protocol {found!r}, not {PROTOCOL}; install the same feddlp")
+    total = sum(map(len, envelope.adapters.values()))
     if most_bytes is not None and total > most_bytes:
         raise RefusedError(f"its adapters take {total:,} bytes, {most_bytes:,} at most are expected")
-    return Parcel(facts, {name: from_bytes(name, array.data) for name, array in arrays.items()})
+    return Parcel(facts, {name: from_bytes(name, content) for name, content in envelope.adapters.items()})
+
+
+def to_record(parcel: Parcel) -> RecordDict:
+    return envelopes.to_record(sealed(parcel))
+
+
+def from_record(record: RecordDict, most_bytes: int | None = None) -> Parcel:
+    """The parcel in a message; arguments and errors as those of `opened`."""
+    return opened(envelopes.from_record(record), most_bytes)

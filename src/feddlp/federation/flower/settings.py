@@ -8,6 +8,7 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     checkpoint  model.checkpoint here, if it lies elsewhere than the configuration says
     device      model.device here
     name        what the records call this node
+    keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from feddlp.config import Config, absolute_checkpoint, absolute_dataset
 from feddlp.errors import UserError, nearest
 
-KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name")
+KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "keep-warm")
 SIMULATED = ("partition-id", "num-partitions")
 MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
 MOST_CLIENTS = 1_000_000
