@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -96,8 +97,13 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, SomeFailed):
         return f"error: {error}", 1
     if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
-        return f"error: {error.format_message()} See: feddlp --help", 2
+        return f"error: {suggesting_once(error.format_message())} See: feddlp --help", 2
     return f"error: {type(error).__name__}: {str(error) or 'no message'} (use --debug for the traceback)", 1
+
+
+def suggesting_once(message: str) -> str:
+    """The first suggestion stays: typer before 0.21 makes one, and click from 8.4 adds its own."""
+    return re.sub(r"(Did you mean .+?\?) \(?Did you mean .*", r"\1", message)
 
 
 def fail(message: str, code: int) -> NoReturn:
