@@ -17,8 +17,8 @@ import typer
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
-from feddlp.commands import data, models, records, training
-from feddlp.commands.common import SomeFailed, StoppedByUser
+from feddlp.commands import data, keys, models, records, training
+from feddlp.commands.common import SomeFailed, StoppedByUser, help_alone
 from feddlp.errors import UserError
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -40,6 +40,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
 
 INTERRUPTED = 130
 
@@ -51,8 +52,8 @@ def options(
 ) -> None:
     if version:
         print(f"feddlp {__version__}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+    else:
+        help_alone(context)
 
 
 def interrupt(*_: Any) -> NoReturn:
