@@ -75,6 +75,7 @@ class Share(NamedTuple):
     """The natural clients of a federation whose images lie here, the others being elsewhere."""
 
     clients: tuple[int, ...]  # who they are, in the order of their names
+    of: int  # how many clients the federation has
     class_names: tuple[str, ...] = ()  # of the whole federation; empty: those found here
 
 
@@ -128,7 +129,7 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
 
 
 def own_source(config: Config, share: Share) -> Source:
-    """The images of natural clients that are here; a plain folder is one client's.
+    """The images of natural clients that are here; a plain folder is one client's, and of all clients some are taken.
 
     Raises:
         UserError: data of more clients than `share` names, or of fewer.
@@ -136,9 +137,13 @@ def own_source(config: Config, share: Share) -> Source:
     kind, _, argument = config.data.dataset.partition(":")
     source = one_client(argument) if kind == "folder" else datasets.find(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
-    if len(set(owners)) != len(share.clients):
+    names = sorted(set(owners))
+    if len(names) == share.of > len(share.clients):
+        chosen = {names[client] for client in share.clients}
+        return source.without({index for index, owner in enumerate(owners) if owner not in chosen})
+    if len(names) != len(share.clients):
         raise UserError(
-            f"{config.data.dataset} holds the images of {len(set(owners))} client(s), and clients="
+            f"{config.data.dataset} holds the images of {len(names)} client(s), and clients="
             f"{','.join(map(str, share.clients))} names {len(share.clients)}; name one for each"
         )
     return replace(source, clients=owners)

@@ -21,15 +21,14 @@ from feddlp.federation.flower.events import Follower
 from feddlp.federation.flower.processes import (
     LOOPBACK,
     Running,
-    copy_app,
     environment,
     free_ports,
     program,
     start,
     submit,
-    toml_text,
     wait_until_up,
     write_connection,
+    write_settings,
 )
 from feddlp.federation.flower.settings import spell
 from feddlp.files import make_folder
@@ -46,11 +45,13 @@ class LocalFederation:
     Args:
         folder: of the run.
         nodes: how many SuperNodes share its clients.
+        simulated: by Flower's simulation engine (ray), in place of SuperNodes.
     """
 
     folder: RunFolder
     nodes: int
     reporter: Reporter
+    simulated: bool = False
     running: dict[str, Running] = field(default_factory=dict)
     port: int = 0
 
@@ -66,7 +67,7 @@ class LocalFederation:
         """Everything but the run."""
         make_folder(self.place)
         self.start_link()
-        for node in range(self.nodes):
+        for node in range(0 if self.simulated else self.nodes):
             self.start_node(node)
 
     def start_link(self) -> None:
@@ -74,29 +75,41 @@ class LocalFederation:
         write_connection(self.home, f"{LOOPBACK}:{self.port}")
         command = [program("flower-superlink"), "--insecure", "--disable-runtime-dependency-installation"]
         command += ["--host", LOOPBACK, "--port", str(self.port), "--database", str(self.place / "link.db")]
-        self.running["link"] = start("the SuperLink", command, self.place / "link.log", environment(self.home))
+        command += ["--simulation"] * self.simulated
+        variables = environment(self.home) | self.simulated_settings()
+        self.running["link"] = start("the SuperLink", command, self.place / "link.log", variables)
         wait_until_up(self.running["link"], self.port)
         self.reporter.note(f"SuperLink on {LOOPBACK}:{self.port}; logs in {self.place}")
+
+    def simulated_settings(self) -> dict[str, str]:
+        """What SuperNodes have in their node-config and simulated ones in their environment."""
+        data = load_config(self.folder.config).data.dataset
+        return {"FEDDLP_STATE_DIR": str(self.place), "FEDDLP_DATA": data} if self.simulated else {}
+
+    def engine_options(self) -> list[str]:
+        if not self.simulated:
+            return []
+        return ["--federation-config", f"num-supernodes={self.nodes} client-resources-num-cpus=1"]
 
     def start_node(self, node: int) -> None:
         config = load_config(self.folder.config)
         (port,) = free_ports(1)
         command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOOPBACK}:{self.port}"]
-        command += ["--port", str(port), "--node-config", self.node_config(config, node)]
         name = f"node-{node}"
+        settings = write_settings(self.place / f"{name}.toml", self.node_config(config, node))
+        command += ["--port", str(port), "--node-config", str(settings)]
         self.running[name] = start(name, command, self.place / f"{name}.log", environment(self.home))
 
-    def node_config(self, config: Config, node: int) -> str:
+    def node_config(self, config: Config, node: int) -> dict[str, str]:
         """A share of the clients, with the data of the configuration."""
         clients = range(node * config.data.clients // self.nodes, (node + 1) * config.data.clients // self.nodes)
-        settings = {
+        return {
             "name": f"node-{node}",
             "clients": spell(tuple(clients)).replace(" ", ""),
             "data": config.data.dataset,
             "state-dir": str(self.place / f"node-{node}"),
             "device": config.model.device,
         }
-        return " ".join(f"{key}={toml_text(value)}" for key, value in settings.items())
 
     def play(self) -> None:
         """Submit the run and tell the reporter how it goes on, to its end.
@@ -105,7 +118,7 @@ class LocalFederation:
             UserError: it failed, or one of the processes that it cannot do without died.
         """
         follower = Follower(self.folder.path / "events.jsonl", self.reporter)
-        submit(copy_app(self.place / "app"), self.home, {"run": str(self.folder.path.absolute())})
+        submit(self.place, {"run": str(self.folder.path.absolute())}, *self.engine_options())
         began, told = time.monotonic(), set[str]()
         while follower.ended is None:
             time.sleep(FOLLOW)
@@ -155,10 +168,10 @@ def check_nodes(nodes: int, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def federation(folder: RunFolder, nodes: int, reporter: Reporter) -> Iterator[LocalFederation]:
+def federation(folder: RunFolder, nodes: int, reporter: Reporter, simulated: bool = False) -> Iterator[LocalFederation]:
     """A federation that is up, and taken down whatever happens."""
     check_nodes(nodes, load_config(folder.config))
-    found = LocalFederation(folder, nodes, reporter)
+    found = LocalFederation(folder, nodes, reporter, simulated)
     try:
         found.start()
         yield found

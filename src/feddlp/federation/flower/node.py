@@ -83,7 +83,7 @@ class Node:
         if not self.natural:
             return load(self.config.model_dump_json(), None)
         own = self.config.data.model_copy(update={"clients": len(self.settings.clients)})
-        share = Share(self.settings.clients, tuple(self.facts.get("class_names", ())))
+        share = Share(self.settings.clients, self.told.data.clients, tuple(self.facts.get("class_names", ())))
         return load(self.config.model_copy(update={"data": own}).model_dump_json(), share)
 
     @cached_property

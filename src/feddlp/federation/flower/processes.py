@@ -144,20 +144,26 @@ def write_connection(home: Path, address: str, root_certificates: Path | None = 
     write_whole(home / "config.toml", tomli_w.dumps(table).encode())
 
 
-def submit(app: Path, home: Path, run_config: Mapping[str, str]) -> None:
+def write_settings(file: Path, settings: Mapping[str, str]) -> Path:
+    """A file that Flower's programs take for --run-config or --node-config, whatever the values hold."""
+    write_whole(file, tomli_w.dumps(dict(settings)).encode())
+    return file
+
+
+def submission(place: Path, run_config: Mapping[str, str], *more: str) -> list[str]:
+    """The command that has the SuperLink start a run. place: where files for it may be written"""
+    settings = write_settings(place / "run.toml", run_config)
+    return [program("flwr"), "run", str(copy_app(place / "app")), "feddlp", "--run-config", str(settings), *more]
+
+
+def submit(place: Path, run_config: Mapping[str, str], *more: str) -> None:
     """Have the SuperLink start a run.
 
     Raises:
         UserError: it refused.
     """
-    settings = " ".join(f"{key}={toml_text(value)}" for key, value in run_config.items())
-    command = [program("flwr"), "run", str(app), "feddlp", "--run-config", settings]
+    command, home = submission(place, run_config, *more), place / "flwr"
     done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).replace("│", " ").split())
         raise UserError(f"the SuperLink did not take the run: {said[-400:]}")
-
-
-def toml_text(value: str) -> str:
-    """A string as TOML writes it."""
-    return tomli_w.dumps({"x": value}).partition("=")[2].strip()
