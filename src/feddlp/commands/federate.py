@@ -138,6 +138,27 @@ def node(
 
 
 @app.command()
+def register(
+    key: Annotated[Path, typer.Argument(metavar="NAME.pub", help="A node's public key.")],
+    link: Link = ADDRESS,
+    keys: Keys = None,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """Let a node in: tell the SuperLink its public key.
+
+    \b
+    feddlp federate register hospital-a.pub --keys keys
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    if keys is None:
+        raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
+    become(*machines.register(link, key, machines.trust(link, keys, False), place))
+
+
+@app.command()
 def run(
     words: Words = None,
     go_on: Annotated[str, typer.Option("--resume", metavar="RUN", help="A run folder on the server's machine.")] = "",

@@ -145,7 +145,7 @@ class Inquiry:
         self.open = self.open - set(clients)
 
     def _say(self, clients: Sequence[int] | set[int], what: str) -> None:
-        self.nodes.reporter.warn(f"{self.question.subject}: {named(clients)} {what}")
+        self.nodes.reporter.warn(f"{self.question.subject}: {named(clients)}: {what}")
 
 
 def gather(nodes: Nodes, limits: DeploymentConfig, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -101,6 +101,15 @@ def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, p
     return command, environment(place.absolute() / "flwr")
 
 
+def register(address: str, key: Path, trusted: Trust, place: Path) -> Command:
+    """The command that lets a node in."""
+    if not key.is_file():
+        raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
+    home = place.absolute() / "flwr"
+    write_connection(home, address, Path(trusted.file("ca.crt")))
+    return [program("flwr"), "supernode", "register", str(key), "feddlp", "--name", key.stem], environment(home)
+
+
 def run(address: str, run_config: Mapping[str, str], trusted: Trust, place: Path) -> Command:
     """The command that starts a run, and shows its server's log."""
     home = place.absolute() / "flwr"

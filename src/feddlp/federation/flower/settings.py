@@ -83,7 +83,7 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         data=absolute_dataset(found["data"]),
         checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
         device=found["device"],
-        name=found["name"] or f"of clients {spell(held)}",
+        name=found["name"] or own or "unnamed",
     )
 
 
