@@ -166,7 +166,7 @@ def test_a_supernode_is_killed_and_started_again(folder, undisturbed):
         def kill_node():
             in_the_middle(local, 0)
             kill(local.running["node-0"].process.pid)
-            local.start_node(0)
+            local.start_node(0)  # with the state folder of the one before
 
         listener.on_round = {1: kill_node}
         local.play()

@@ -92,6 +92,9 @@ class LocalFederation:
         return ["--federation-config", f"num-supernodes={self.nodes} client-resources-num-cpus=1"]
 
     def start_node(self, node: int) -> None:
+        """A SuperNode; the one before it, if there was one, is ended."""
+        if before := self.running.get(f"node-{node}"):
+            before.stop()
         config = load_config(self.folder.config)
         (port,) = free_ports(1)
         command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOOPBACK}:{self.port}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from flwr.app import RecordDict
 
 from feddlp.federation.flower.checks import Hello, parse_hello
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
-from feddlp.federation.flower.post import Letter, Lost, Post
+from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost, Post
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.settings import spell
 from feddlp.federation.host import Roster
@@ -89,7 +90,8 @@ class Nodes:
         for node in self.greet_at.keys() - there:
             del self.greet_at[node]
         for node in sorted(there - self.homes.keys()):
-            if self.away_since and self.greet_at.get(node, now) <= now and not self.post.waits_for(node):
+            due = node not in self.greet_at or (self.away_since and self.greet_at[node] <= now)
+            if due and not self.post.waits_for(node):
                 self.post.send(node, self.greeting, (), "hello")
                 self.greet_at[node] = now + REPEAT
 
@@ -104,6 +106,8 @@ class Nodes:
     def _hear(self, letter: Letter, reply: RecordDict | Lost) -> None:
         """The answer to a hello."""
         try:
+            if isinstance(reply, Lost) and reply.code == UNAVAILABLE:
+                return
             if isinstance(reply, Lost):
                 self.greet_at[letter.node] = self.clock() + (0 if reply.again else REPEAT)
                 raise RefusedError(f"does not answer: {reply}")
@@ -132,6 +136,7 @@ class Nodes:
         self.registry.fill(self.roster)
         for other in others:  # the same node, started again
             self.lose(other)
+            self.greet_at[other.node] = math.inf
         self.homes[node] = home
         self.greet_at.pop(node, None)
         self.away_since = {client: since for client, since in self.away_since.items() if client not in home.clients}

@@ -24,6 +24,7 @@ from typing import Any
 from feddlp.federation.flower.envelopes import Envelope
 
 START_WITHIN = 120.0  # seconds, most of them for imports
+ATTEMPTS, PAUSE = 3, 1.0
 Answer = Callable[[Envelope, Mapping[str, Any]], Envelope]
 
 
@@ -38,7 +39,7 @@ def address(node_config: Mapping[str, Any], owner: int) -> Path:
 
 
 def ask(envelope: Envelope, node_config: Mapping[str, Any], idle: float) -> Envelope:
-    """Have the resident answer; once more where it dies over it.
+    """Have the resident answer; again where it dies over it.
 
     Args:
         idle: seconds without a message after which it ends.
@@ -48,10 +49,11 @@ def ask(envelope: Envelope, node_config: Mapping[str, Any], idle: float) -> Enve
     """
     owner = os.getppid()
     place = address(node_config, owner)
-    try:
-        return exchange(connect(place, owner, idle), envelope, node_config)
-    except EOFError:
-        return exchange(connect(place, owner, idle), envelope, node_config)
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(EOFError, OSError):
+            return exchange(connect(place, owner, idle), envelope, node_config)
+        time.sleep(PAUSE)  # until one that was killed is gone
+    return exchange(connect(place, owner, idle), envelope, node_config)
 
 
 def connect(place: Path, owner: int, idle: float) -> Connection:
