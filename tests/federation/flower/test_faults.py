@@ -188,7 +188,7 @@ def test_the_superlink_and_the_server_are_killed_and_the_run_resumed(moment, fol
                 kill(local.running["link"].process.pid)
 
             first.on_round = {1: kill_link}
-            with pytest.raises(UserError, match="died.*feddlp federate resume"):
+            with pytest.raises(UserError, match=r"died.*feddlp federate resume"):
                 local.play()
         assert len(list(read_lines(folder.rounds))) < 3
         with federation(folder, 2, second) as local:
