@@ -118,6 +118,8 @@ class Inquiry:
         except RefusedError as refusal:
             self._leave(letter.clients, f"left out: {refusal}")
             return
+        about = {"subject": letter.subject, "clients": letter.clients, "seconds": parcel.facts.get("seconds")}
+        self.nodes.journal("answered", about | {"node": home.name if home else ""})
         self.open -= set(letter.clients)
         self.done += len(letter.clients)
         for _ in letter.clients:

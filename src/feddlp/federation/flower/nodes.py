@@ -55,6 +55,7 @@ class Nodes:
     clients: int
     reporter: Reporter
     clock: Clock = time.monotonic
+    journal: Callable[..., None] = lambda event, *said: None  # what the record keeps, and nobody watches
     homes: dict[int, Home] = field(default_factory=dict)  # by node
     away_since: dict[int, float] = field(default_factory=dict)  # by client
     greet_at: dict[int, float] = field(default_factory=dict)  # by node; never where it has a home

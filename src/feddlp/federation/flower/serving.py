@@ -83,7 +83,7 @@ def check_fit(config: Config) -> None:
         raise UserError(f"data.newcomers={config.data.newcomers} is for runs in one process; set data.newcomers=0")
 
 
-def play(grid: Grid, folder: RunFolder, reporter: Reporter) -> None:
+def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     """All methods of a run."""
     config = load_config(folder.config)
     check_fit(config)
@@ -93,7 +93,9 @@ def play(grid: Grid, folder: RunFolder, reporter: Reporter) -> None:
     registry = Registry.open(folder.path, config)
     facts = {"version": __version__, "experiment": registry.experiment, "configuration": config.to_toml()}
     post = Post(grid, config.deployment.deadline + SPARE)
-    nodes = Nodes(post, registry, Parcel({**facts, "kind": "hello"}), config.data.clients, reporter)
+    nodes = Nodes(
+        post, registry, Parcel({**facts, "kind": "hello"}), config.data.clients, reporter, journal=reporter.write
+    )
     gather(nodes, config.deployment)
     registry.close()
     fingerprints = {
