@@ -74,11 +74,12 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
     if not found["state-dir"]:
         raise UserError("node-config has no state-dir; name a folder of this node alone, as state-dir=/var/feddlp")
     held = parse_clients(found["clients"]) if found["clients"] else simulated(node_config, clients)
+    own = "" if found["clients"] else f"node-{node_config['partition-id']}"  # simulated nodes have one environment
     if outside := [client for client in held if client >= clients]:
         raise UserError(f"node-config: client {outside[0]} is none of data.clients={clients}, 0-{clients - 1}")
     return NodeSettings(
         clients=held,
-        state_dir=Path(found["state-dir"]).expanduser(),
+        state_dir=Path(found["state-dir"]).expanduser() / own,
         data=absolute_dataset(found["data"]),
         checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
         device=found["device"],
@@ -90,7 +91,7 @@ def parse_clients(text: str) -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)"""
     held: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last >= MOST_CLIENTS:
             raise UserError(f"node-config: clients={text} is no list of clients; write for example 3, 0-4 or 0-2,7")
