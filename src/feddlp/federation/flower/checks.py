@@ -226,7 +226,8 @@ def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected
 def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     extra, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
     if extra or missing:
-        listed = [f"has the unknown {min(extra)!r}"] * bool(extra) + [f"lacks {min(missing)!r}"] * bool(missing)
+        listed = [f"has the unknown {name!r}" for name in sorted(extra)[:1]]
+        listed += [f"lacks {name!r}" for name in sorted(missing)[:1]]
         raise RefusedError(f"{what} {' and '.join(listed)}")
 
 
