@@ -112,7 +112,8 @@ class FakeGrid:
     dies_at: int = 0
     dies_after: bool = False
     calls: int = 0
-    wire: list[bytes] = field(default_factory=list)  # every message, in both directions
+    down: list[bytes] = field(default_factory=list)  # every message to a node
+    up: list[bytes] = field(default_factory=list)  # every answer
     waiting: dict[str, tuple[float, Message]] = field(default_factory=dict)
     ids: Any = field(default_factory=count)
 
@@ -149,8 +150,8 @@ class FakeGrid:
         id = f"message-{next(self.ids)}"
         message.metadata.__dict__["_message_id"] = id
         node = self.nodes.get(message.metadata.dst_node_id)
-        said = node.reply(from_record(self._sent(message.content))) if node else Error(5, "gone")
-        if said != NEVER:
+        said = node.reply(from_record(self._sent(message.content, self.down))) if node else Error(5, "gone")
+        if said is not NEVER:
             due = self.time.now + (node.delay if node else 60.0)
             self.waiting[id] = due, self._answer(message, said)
         return id
@@ -159,13 +160,13 @@ class FakeGrid:
         if isinstance(said, Parcel):
             said = to_record(said)
         if isinstance(said, RecordDict):
-            said = self._sent(said)
+            said = self._sent(said, self.up)
         return said if isinstance(said, Exception) else Message(said, reply_to=message)
 
-    def _sent(self, record: RecordDict) -> RecordDict:
+    def _sent(self, record: RecordDict, wire: list[bytes]) -> RecordDict:
         """As it arrives."""
-        self.wire.append(recorddict_to_proto(record).SerializeToString())
-        return recorddict_from_proto(ProtoRecordDict.FromString(self.wire[-1]))
+        wire.append(recorddict_to_proto(record).SerializeToString())
+        return recorddict_from_proto(ProtoRecordDict.FromString(wire[-1]))
 
     def leaves(self, node: int) -> FakeNode:
         """A SuperNode is gone: what it was asked comes back as Flower's error 5, a minute later."""
