@@ -181,13 +181,23 @@ def test_a_client_that_never_comes_costs_neither_the_run_nor_the_numbers(tmp_pat
     training = {"participation": 0.7, "rounds": 3}
     limits = {"wait": 50.0, "grace": 10.0, "deadline": 300.0, "quorum": 0.5}
     config = small(methods=["fedclip"], runs_dir=str(tmp_path), training=training, deployment=limits)
-    run = served(a_grid(tmp_path, "0-1"), config)
+    listener = Listener()
+    run = served(a_grid(tmp_path, "0-1"), config, listener)
+    assert not [line for line in listener.warnings if "before round 1" in line]
     for row in rounds(run):
         assert row["test"]["client_lowest"] >= 0
     with (run.path / "clients.csv").open() as file:
         table = list(csv.DictReader(file))
     assert {row["client"] for row in table} == {"0", "1"}
     assert all(int(row["test_correct"]) >= 0 for row in table)
+
+
+def test_a_client_that_cannot_say_how_it_begins_is_no_end_of_the_run(tmp_path):
+    grid = a_grid(tmp_path, "0", "1", "2")
+    plays = grid.nodes[21].says
+    grid.nodes[21].says = lambda parcel: Error(2, "broken") if parcel.facts["kind"] == "start" else plays(parcel)
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path), training={"participation": 0.7})
+    assert [row["participants"] for row in rounds(served(grid, config))] == [2, 2, 2]
 
 
 def test_a_client_that_is_late_in_the_first_round_has_no_score_yet(tmp_path):
