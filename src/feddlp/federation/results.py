@@ -52,14 +52,19 @@ NOBODY = Found(_NONE, _NONE, {}, {}, {}, {}, _NONE, _NONE)
 
 
 def join(parts: Sequence[Found]) -> Found:
-    """Several waves as one."""
-    return Found(**{field.name: cat([getattr(part, field.name) for part in parts]) for field in fields(Found)})
+    """Several waves as one. One whose clients had nothing to train on, or to test, counts as 0."""
+    sizes = [len(part.rows) for part in parts]
+    return Found(**{field.name: cat([getattr(part, field.name) for part in parts], sizes) for field in fields(Found)})
 
 
-def cat(values: Sequence[Any]) -> Any:
+def cat(values: Sequence[Any], sizes: Sequence[int]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
-    return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+    like = {name: value[name] for value in values for name in value}
+    return {
+        name: torch.cat([v[name] if name in v else some.new_zeros(n) for v, n in zip(values, sizes, strict=True)])
+        for name, some in like.items()
+    }
 
 
 @dataclass(frozen=True)

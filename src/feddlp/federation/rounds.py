@@ -123,7 +123,7 @@ class Federation:
             self.known.update(found)
             parts.append(found)
         for lane, server in enumerate(self.servers):
-            if reports[lane].any():
+            if all(average.total > 0 for average in averages[lane].values()):  # else nobody's report has arrived
                 server.step({name: average.result() for name, average in averages[lane].items()})
         self.round += 1
         return self._results(join(parts), reports, time.perf_counter() - started)

@@ -113,7 +113,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
 
 def listed(result: RoundResult) -> Tensor:
     """The places of the clients that a round's records tell of."""
-    told = result.participated if result.round else torch.ones_like(result.participated)
+    told = result.participated if result.round else result.test_correct >= 0
     return told.nonzero()[:, 0]
 
 

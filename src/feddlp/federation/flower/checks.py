@@ -7,12 +7,13 @@ that fails is refused as a whole, with one line that says why.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from feddlp.federation.flower.parcels import Parcel, RefusedError
@@ -22,8 +23,9 @@ from feddlp.federation.waves import Wave
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
 
 SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
-MOST_CLASSES, MOST_NAME = 1_000_000, 1_000
+MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Counts = Annotated[list[Count], FailFast()]
 Text = Annotated[str, Field(max_length=MOST_NAME)]
 SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
 
@@ -33,9 +35,9 @@ class Checked(BaseModel):
 
 
 class Samples(Checked):
-    train: list[Count]
-    validation: list[Count]
-    test: list[Count]
+    train: Counts
+    validation: Counts
+    test: Counts
 
 
 class Hello(Checked):
@@ -43,11 +45,11 @@ class Hello(Checked):
 
     name: Text
     state: Text
-    clients: list[Count] = Field(min_length=1)
+    clients: Counts = Field(min_length=1)
     samples: Samples
     checkpoint: Text
     data: Text
-    class_names: list[Text] = Field(max_length=MOST_CLASSES)
+    class_names: Annotated[list[Text], FailFast()] = Field(max_length=MOST_CLASSES)
     template: Text
     dtype: Literal["float32", "float64", "bfloat16"]
     sites: dict[str, list[Any]]
@@ -57,21 +59,28 @@ class Hello(Checked):
 class Told(Checked):
     """The facts of a report, a list entry for each client."""
 
-    clients: list[Count] = Field(min_length=1)
-    losses: dict[str, list[float]]
-    diagnostics: dict[str, list[Count]]
-    correct: dict[Literal["validation", "test"], list[Count]]
-    active: dict[str, list[Count]]
-    bytes_down: list[Count]
-    bytes_up: list[Count]
+    clients: Counts = Field(min_length=1)
+    losses: dict[str, Annotated[list[float], FailFast()]]
+    diagnostics: dict[Text, Counts] = Field(max_length=MOST_WAYS)
+    correct: dict[Literal["validation", "test"], Counts]
+    active: dict[str, Counts]
+    bytes_down: Counts
+    bytes_up: Counts
     seconds: float
 
 
 class Begun(Checked):
     """The answer to "start"."""
 
-    clients: list[Count] = Field(min_length=1)
-    correct: dict[Literal["validation", "test"], list[Count]]
+    clients: Counts = Field(min_length=1)
+    correct: dict[Literal["validation", "test"], Counts]
+
+
+def one_line(said: object) -> str:
+    """What somebody else says, for the record: printable, on one line, and not endless."""
+    text = str(said)[: 2 * MOST_SAID] if isinstance(said, str | Exception) else short(said)
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
 
 
 def parse(kind: type[Any], facts: Mapping[str, Any]) -> Any:
@@ -97,15 +106,15 @@ def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
     try:
         for values in hello.sites.values():
             site_of(*values)
-    except (TypeError, KeyError) as error:
-        raise RefusedError(f"its sites are none ({error})") from error
+    except (TypeError, KeyError, IndexError) as error:
+        raise RefusedError(f"its sites are none ({type(error).__name__}: {one_line(error)})") from error
     return hello
 
 
 def site_of(kind: str, *values: Any) -> Site:
     shape = tuple(values[0]) if kind == "WeightSite" else values
-    if not all(isinstance(size, int) and 0 < size < 2**31 for size in shape):
-        raise TypeError(f"sizes {shape}")
+    if not shape or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+        raise TypeError(f"sizes {short(shape)}")
     site: Site = WeightSite(shape) if kind == "WeightSite" else SITES[kind](*shape)
     return site
 
@@ -117,6 +126,7 @@ class Expected:
     method: str
     round: int
     shared: Mapping[str, Theta]  # what the server holds; uploads have its leaves, [W, ...] each
+    adapters: Collection[str]  # of the method, those that never travel too
     ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
     roster: Roster
     max_norm: float = 0.0  # of a client's change; 0 = any
@@ -135,10 +145,11 @@ def check_report(parcel: Parcel, asked: Sequence[int], expected: Expected) -> Re
     """
     for key in ("method", "round"):
         if parcel.facts.get(key) != getattr(expected, key):
-            raise RefusedError(f"it is of {key} {parcel.facts.get(key)!r}, not of {getattr(expected, key)!r}: a replay")
+            other = short(parcel.facts.get(key))
+            raise RefusedError(f"it is of {key} {other}, not of {getattr(expected, key)!r}: a replay")
     told: Told = parse(Told, parcel.facts)
     if sorted(told.clients) != sorted(asked):
-        raise RefusedError(f"it is of clients {told.clients}, asked were {sorted(asked)}")
+        raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
     rows = torch.tensor([expected.roster.ids.index(client) for client in told.clients])
     check_facts(told, rows, expected)
     check_uploads(parcel.adapters, len(rows), expected)
@@ -166,6 +177,8 @@ def check_facts(told: Told, rows: Tensor, expected: Expected) -> None:
             check_length(f"{kind}.{key}", values, len(rows))
     check_length("bytes_down", told.bytes_down, len(rows))
     check_length("bytes_up", told.bytes_up, len(rows))
+    if strange := told.losses.keys() - set(expected.adapters):
+        raise RefusedError(f"it has a loss of the unknown adapter {min(strange)!r}")
     check_correct(told.correct, rows, expected.roster)
     for key, values in told.diagnostics.items():
         check_most(f"diagnostics.{key}", values, expected.roster.test[rows].tolist())
@@ -185,7 +198,7 @@ def check_correct(correct: Mapping[Any, list[int]], rows: Tensor, roster: Roster
 
 def check_clients(clients: Sequence[int], known: Sequence[int]) -> None:
     if len(set(clients)) < len(clients) or not set(clients) <= set(known):
-        raise RefusedError(f"clients {list(clients)} are repeated, or none of {known[0]}-{known[-1]}")
+        raise RefusedError(f"clients {short(list(clients))} are repeated, or none of {known[0]}-{known[-1]}")
 
 
 def check_length(name: str, values: Sequence[Any], length: int) -> None:
@@ -195,7 +208,7 @@ def check_length(name: str, values: Sequence[Any], length: int) -> None:
 
 def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
     if any(value > limit for value, limit in zip(values, most, strict=True)):
-        raise RefusedError(f"{name} counts {values}, at most {list(most)} can be")
+        raise RefusedError(f"{name} counts {short(values)}, at most {short(list(most))} can be")
 
 
 def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected) -> None:
@@ -213,7 +226,8 @@ def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected
 def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     extra, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
     if extra or missing:
-        listed = [f"has the unknown {min(extra)!r}"] * bool(extra) + [f"lacks {min(missing)!r}"] * bool(missing)
+        listed = [f"has the unknown {name!r}" for name in sorted(extra)[:1]]
+        listed += [f"lacks {name!r}" for name in sorted(missing)[:1]]
         raise RefusedError(f"{what} {' and '.join(listed)}")
 
 
@@ -247,11 +261,11 @@ def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roste
         RefusedError: anything about it that cannot be.
     """
     if parcel.facts.get("method") != method:
-        raise RefusedError(f"it is of method {parcel.facts.get('method')!r}, not of {method!r}")
+        raise RefusedError(f"it is of method {short(parcel.facts.get('method'))}, not of {method!r}")
     told: Begun = parse(Begun, parcel.facts)
     check_clients(told.clients, roster.ids)
     if not set(asked) <= set(told.clients):
-        raise RefusedError(f"it is of clients {told.clients}, asked were {sorted(asked)}")
+        raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
     for part, hits in told.correct.items():
         check_length(f"correct.{part}", hits, len(told.clients))
     places = [told.clients.index(client) for client in asked]

@@ -17,6 +17,7 @@ from flwr.app import RecordDict
 
 from feddlp.config import DeploymentConfig
 from feddlp.errors import UserError
+from feddlp.federation.flower.checks import one_line
 from feddlp.federation.flower.nodes import Home, Nodes
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
 from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost
@@ -35,6 +36,7 @@ class Question:
     put: Callable[[Sequence[int]], Parcel]  # to some of the clients
     accept: Callable[[Parcel, Sequence[int]], Any]  # raises RefusedError
     most_bytes: Callable[[int], int]  # that the answer of so many clients may take
+    quorum: float  # share of the clients asked that must answer
 
 
 def named(clients: Sequence[int] | set[int]) -> str:
@@ -61,7 +63,7 @@ class Inquiry:
     tries: Counter[tuple[int, ...]] = field(default_factory=Counter)  # lost letters, by the clients asked together
 
     def __post_init__(self) -> None:
-        self.least = least(self.limits.quorum, len(self.open))
+        self.least = least(self.question.quorum, len(self.open))
         self.asked = len(self.open)
 
     def answered(self) -> list[Any]:
@@ -83,7 +85,7 @@ class Inquiry:
         if self.done < self.least:
             raise UserError(
                 f"{self.question.subject}: {self.done} of {self.asked} clients answered, deployment.quorum="
-                f"{self.limits.quorum:g} asks for {self.least}; see to the others, then resume the run"
+                f"{self.question.quorum:g} asks for {self.least}; see to the others, then resume the run"
             )
         return self.answers
 
@@ -113,10 +115,10 @@ class Inquiry:
                 home.not_before = self.nodes.clock() + BUSY
                 return
             if "problem" in parcel.facts:
-                raise RefusedError(str(parcel.facts["problem"]))
+                raise RefusedError(one_line(parcel.facts["problem"]))
             self.answers.append(self.question.accept(parcel, letter.clients))
         except RefusedError as refusal:
-            self._leave(letter.clients, f"left out: {refusal}")
+            self._leave(letter.clients, f"left out: {one_line(refusal)}")
             return
         about = {"subject": letter.subject, "clients": letter.clients, "seconds": parcel.facts.get("seconds")}
         self.nodes.journal("answered", about | {"node": home.name if home else ""})
@@ -132,9 +134,9 @@ class Inquiry:
             if home := self.nodes.homes.get(letter.node):
                 self.nodes.lose(home)
         elif lost.again and self.tries[letter.clients] < self.limits.attempts:
-            self._say(letter.clients, f"{lost}; asked again")
+            self._say(letter.clients, f"{one_line(str(lost))}; asked again")
         else:
-            self._leave(letter.clients, f"left out: {lost}")
+            self._leave(letter.clients, f"left out: {one_line(str(lost))}")
 
     def _give_up_who_is_away(self) -> None:
         """Unless the round would be lost with them: then they have until the deadline."""

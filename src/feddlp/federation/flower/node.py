@@ -160,7 +160,7 @@ class Node:
         """
         if kept.round <= number:
             return kept
-        if kept.round > number + 1:
+        if kept.round > number + 1 or not kept.order:  # without an order, what was before is not kept
             raise UserError(
                 f"the server asks for round {number + 1}, and here round {kept.round} was played; restore the server's "
                 f"run folder, or begin anew with {folder.path} moved away"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from flwr.app import RecordDict
 
-from feddlp.federation.flower.checks import Hello, parse_hello
+from feddlp.federation.flower.checks import Hello, one_line, parse_hello
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
 from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost, Post
 from feddlp.federation.flower.registry import Registry
@@ -111,13 +111,13 @@ class Nodes:
                 return
             if isinstance(reply, Lost):
                 self.greet_at[letter.node] = self.clock() + (0 if reply.again else REPEAT)
-                raise RefusedError(f"does not answer: {reply}")
+                raise RefusedError(f"it does not answer: {reply}")
             facts = from_record(reply, NO_ADAPTERS).facts
             if "problem" in facts:
-                raise RefusedError(f"{facts.get('node')!r}: {facts['problem']}")
+                raise RefusedError(f"{one_line(facts.get('node'))!r}: {one_line(facts['problem'])}")
             self._move_in(letter.node, parse_hello(facts, self.clients))
         except RefusedError as refusal:
-            line = f"a node is not taken: {refusal}"
+            line = f"a node is not taken: {one_line(refusal)}"
             if line not in self.said:
                 self.said.add(line)
                 self.reporter.warn(line)
@@ -129,10 +129,16 @@ class Nodes:
             RefusedError: they are at home elsewhere, or are not those that they were.
         """
         home = Home(node, hello.name, hello.state, tuple(hello.clients))
-        others = [other for other in self.homes.values() if set(other.clients) & set(home.clients)]
+        others = [
+            other
+            for other in self.homes.values()
+            if set(other.clients) & set(home.clients) or other.state == home.state
+        ]
         for other in others:
-            if (other.state, other.clients) != (home.state, home.clients):
+            if other.state != home.state:
                 raise RefusedError(f"{home} has clients that are at home on {other}; stop one of the two")
+            if other.clients != home.clients:
+                raise RefusedError(f"{home} has the state-dir of {other}; give every node one of its own")
         self.registry.admit(hello)
         self.registry.fill(self.roster)
         for other in others:  # the same node, started again

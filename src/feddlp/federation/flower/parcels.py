@@ -21,6 +21,7 @@ from feddlp.model.adapters import Theta
 __all__ = ["Parcel", "RefusedError", "from_record", "opened", "sealed", "to_bytes", "to_record"]
 
 PROTOCOL = 1
+MOST_FACTS = 64 * 2**20  # characters; a million class names, or the reports of ten thousand clients
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def from_bytes(name: str, content: bytes) -> Theta:
     """Raises RefusedError where the bytes are no tensors."""
     try:
         theta: Theta = load(content)
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise RefusedError(f"adapter {name!r} is no safetensors file ({error})") from error
     return theta
 
@@ -60,6 +61,8 @@ def opened(envelope: Envelope, most_bytes: int | None = None) -> Parcel:
     Raises:
         RefusedError: another protocol, or too many bytes, or some that are no tensors.
     """
+    if len(envelope.facts) > MOST_FACTS:
+        raise RefusedError(f"its facts take {len(envelope.facts):,} characters, {MOST_FACTS:,} at most are expected")
     try:
         facts = json.loads(envelope.facts)
     except (ValueError, RecursionError) as error:

@@ -43,11 +43,11 @@ class Registry:
     def open(cls, folder: Path, config: Config) -> Registry:
         """That of a run folder, or a new one."""
         registry = cls(folder / "roster.json", config.data.partition == "natural")
-        if found := read_json(registry.path):
+        if (found := read_json(registry.path)) is not None:
             try:
                 found["members"] = {int(client): member for client, member in found["members"].items()}
                 vars(registry).update({key: found[key] for key in registry.kept()})
-            except (KeyError, ValueError, AttributeError) as error:
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise UserError(f"{registry.path} is damaged; restore it or run again") from error
         else:
             registry.save()

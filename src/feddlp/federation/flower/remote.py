@@ -50,15 +50,18 @@ class RemoteClients:
     def play(self, order: Order, on_step: Callable[[], None]) -> Iterator[Report]:
         """One round of those who take part, in the order of their ids."""
         (shared,), (chosen,) = order.shared, order.joins
-        ranks = ranks_at_start(self.config.build_methods()[self.method], self.sites)
-        bound = self.config.deployment.max_norm
-        expected = Expected(self.method, order.round, shared, ranks, self.roster, bound)
+        method, limits = self.config.build_methods()[self.method], self.config.deployment
+        ranks = ranks_at_start(method, self.sites)
+        expected = Expected(
+            self.method, order.round, shared, method.adapters().keys(), ranks, self.roster, limits.max_norm
+        )
         reports = self._ask(
             Question(
                 subject=f"{self.method} round {order.round + 1}",
                 put=lambda clients: self._parcel("train", clients, shared, round=order.round),
                 accept=lambda parcel, clients: check_report(parcel, clients, expected),
                 most_bytes=expected.most_bytes,
+                quorum=limits.quorum,
             ),
             chosen,
             on_step,
@@ -67,14 +70,17 @@ class RemoteClients:
             yield in_order(reports)
 
     def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
-        """Samples that clients get right as they begin."""
+        """Samples that clients get right as they begin, for the record: of those who are there and answer."""
         question = Question(
             subject=f"{self.method} before round 1",
             put=lambda clients: self._parcel("start", clients, {}),
             accept=lambda parcel, clients: check_begun(parcel, clients, self.method, self.roster),
             most_bytes=lambda clients: 0,
+            quorum=0.0,
         )
-        yield from self._ask(question, chosen[0])
+        there = torch.ones_like(chosen[0])
+        there[self.nodes.missing()] = False
+        yield from self._ask(question, chosen[0] & there)
 
     def _ask(self, question: Question, chosen: Tensor, on_step: Callable[[], None] = lambda: None) -> list[Any]:
         open = {self.roster.ids[row] for row in chosen.nonzero()[:, 0].tolist()}

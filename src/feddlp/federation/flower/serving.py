@@ -71,7 +71,10 @@ def read_configuration(text: str, overrides: list[str]) -> Config:
     """A file's name, or the text of one; the demo where it is empty."""
     if "\n" not in text and not (text and "=" in text):
         return load_config(Path(text).expanduser() if text else None, overrides)
-    table = tomllib.loads(text)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"configuration is not valid TOML: {error}") from error
     for override in sorted(overrides, key=depth):
         apply_override(table, override)
     return validate(table)

@@ -91,7 +91,7 @@ def parse_clients(text: str) -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)"""
     held: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last >= MOST_CLIENTS:
             raise UserError(f"node-config: clients={text} is no list of clients; write for example 3, 0-4 or 0-2,7")

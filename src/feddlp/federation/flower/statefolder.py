@@ -99,12 +99,11 @@ class StateFolder:
         found = read_json(file)
         if found is None:
             return Kept(self.belongs)
-        try:
-            kept = Kept(**found)
-        except TypeError as error:
-            raise UserError(f"{file} is damaged; restore it from a backup or move {self.path} away") from error
-        if kept.format != FORMAT:
+        if found.pop("sha256", None) != checksum(canonical(found)):
+            raise UserError(f"{file} is damaged; restore it from a backup or move {self.path} away")
+        if found["format"] != FORMAT:
             raise UserError(f"{file} is from another version of feddlp; finish with that one or move {self.path} away")
+        kept = Kept(**found)
         for key, value in self.belongs.items():
             if kept.belongs.get(key) != value:
                 raise UserError(
@@ -115,10 +114,13 @@ class StateFolder:
 
     def commit(self, kept: Kept) -> None:
         """From now on this is what counts; files that nobody needs any more go."""
-        write_atomically(self.path / "state.json", json.dumps(vars(kept), default=dict).encode())
+        table = json.loads(canonical(vars(kept)))
+        write_atomically(self.path / "state.json", canonical({**table, "sha256": checksum(canonical(table))}))
         needed = {str(block["file"]) for block in (*kept.before, *kept.after)} | {kept.report.get("file", "")}
         for name in tensor_files(self.path) - needed:
             (self.path / name).unlink()
+        for unfinished in self.path.glob("*.tmp"):
+            unfinished.unlink()
 
     def keep_report(self, round: int, parcel: Parcel) -> dict[str, str]:
         """Write a report; not yet committed."""
@@ -167,10 +169,17 @@ def identity(folder: Path) -> str:
     with writing(folder):
         make_folder(folder)
         with FileLock(folder / ".lock"):
-            if not (found := read_json(file)):
+            if (found := read_json(file)) is None:
                 found = {"state": uuid4().hex}
-                write_atomically(file, json.dumps(found).encode())
+                write_atomically(file, canonical(found))
+    if not isinstance(found.get("state"), str):
+        raise UserError(f"{file} is damaged; restore it from a backup or remove it")
     return str(found["state"])
+
+
+def canonical(table: Mapping[str, Any]) -> bytes:
+    """The same JSON for the same table."""
+    return json.dumps(table, default=dict, sort_keys=True).encode()
 
 
 def digest(round: int, chosen: Sequence[int], order: Parcel) -> str:
