@@ -81,7 +81,7 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
 
 
 def client_rows(name: str, lane: int, federation: Federation, result: RoundResult) -> list[Row]:
-    """The rows of clients.csv for one round: of who took part, and before the first round of everybody."""
+    """The rows of clients.csv for one round: of who took part, and before the first round of all that were scored."""
     roster = federation.roster
     sizes = {"train": roster.train, "validation": roster.validation, "test": roster.test}
     active = sum_active(result.active) if result.active else None
@@ -113,7 +113,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
 
 def listed(result: RoundResult) -> Tensor:
     """The places of the clients that a round's records tell of."""
-    told = result.participated if result.round else torch.ones_like(result.participated)
+    told = result.participated if result.round else result.test_correct >= 0
     return told.nonzero()[:, 0]
 
 
