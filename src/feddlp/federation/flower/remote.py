@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feddlp.config import Config
+from feddlp.config import Config, DeploymentConfig
 from feddlp.federation.flower.checks import Expected, check_begun, check_report
 from feddlp.federation.flower.inquiry import Inquiry, Question
 from feddlp.federation.flower.nodes import Nodes
-from feddlp.federation.flower.parcels import Parcel
+from feddlp.federation.flower.parcels import Parcel, RefusedError
 from feddlp.federation.host import Order, Report, Roster
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import ranks_at_start
@@ -53,32 +53,41 @@ class RemoteClients:
         ranks = ranks_at_start(self.config.build_methods()[self.method], self.sites)
         bound = self.config.deployment.max_norm
         expected = Expected(self.method, order.round, shared, ranks, self.roster, bound)
+        taken: list[Report] = []
+
+        def accept(parcel: Parcel, clients: Sequence[int]) -> Report:
+            taken.append(alike(check_report(parcel, clients, expected), taken))
+            return taken[-1]
+
         reports = self._ask(
             Question(
                 subject=f"{self.method} round {order.round + 1}",
                 put=lambda clients: self._parcel("train", clients, shared, round=order.round),
-                accept=lambda parcel, clients: check_report(parcel, clients, expected),
+                accept=accept,
                 most_bytes=expected.most_bytes,
             ),
             chosen,
+            self.config.deployment,
             on_step,
         )
         if reports:
             yield in_order(reports)
 
     def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
-        """Samples that clients get right as they begin."""
+        """Samples that clients get right as they begin; those who are away are asked again before the next round."""
         question = Question(
             subject=f"{self.method} before round 1",
             put=lambda clients: self._parcel("start", clients, {}),
             accept=lambda parcel, clients: check_begun(parcel, clients, self.method, self.roster),
             most_bytes=lambda clients: 0,
         )
-        yield from self._ask(question, chosen[0])
+        yield from self._ask(question, chosen[0], self.config.deployment.model_copy(update={"quorum": 0.0}))
 
-    def _ask(self, question: Question, chosen: Tensor, on_step: Callable[[], None] = lambda: None) -> list[Any]:
+    def _ask(
+        self, question: Question, chosen: Tensor, limits: DeploymentConfig, on_step: Callable[[], None] = lambda: None
+    ) -> list[Any]:
         open = {self.roster.ids[row] for row in chosen.nonzero()[:, 0].tolist()}
-        return Inquiry(self.nodes, self.config.deployment, question, open, on_step).answered()
+        return Inquiry(self.nodes, limits, question, open, on_step).answered()
 
     def _parcel(self, kind: str, clients: Sequence[int], shared: Mapping[str, Theta], **facts: Any) -> Parcel:
         return Parcel({**self.facts, **facts, "kind": kind, "clients": list(clients)}, shared)
@@ -100,6 +109,19 @@ class RemoteClients:
 
     def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
         pass
+
+
+def alike(report: Report, taken: Sequence[Report]) -> Report:
+    """The report, which can be joined with those that were taken before.
+
+    Raises:
+        RefusedError: it measures other things than they do.
+    """
+    for kind in ("losses", "diagnostics"):
+        tables = [getattr(one.found, kind).keys() for one in (report, *taken[:1])]
+        if tables[0] != tables[-1]:
+            raise RefusedError(f"its {kind} are {sorted(tables[0])}, those of other nodes {sorted(tables[-1])}")
+    return report
 
 
 def in_order(reports: Sequence[Report]) -> Report:
