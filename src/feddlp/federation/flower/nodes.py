@@ -132,7 +132,10 @@ class Nodes:
         for other in others:
             if (other.state, other.clients) != (home.state, home.clients):
                 raise RefusedError(f"{home} has clients that are at home on {other}; stop one of the two")
+        moved = self.registry.without_state(hello)
         self.registry.admit(hello)
+        if moved:
+            self.reporter.warn(f"{home} has another state-dir than before; what is not in it begins anew")
         self.registry.fill(self.roster)
         for other in others:  # the same node, started again
             self.lose(other)
