@@ -68,7 +68,14 @@ def test_every_feddlp_command_works_as_written(home):
             continue
         done = feddlp([*words, *SHORT.get(tuple(words), [])], home)
         assert done.returncode == 0, (words, done.stderr)
-    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine", "many", "reproduce", "apart"}
+    assert {folder.name for folder in (home / "runs").iterdir()} == {
+        "demo",
+        "try",
+        "mine",
+        "many",
+        "reproduce",
+        "apart",
+    }
 
 
 def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):

@@ -16,7 +16,7 @@ from feddlp.federation.rounds import Clients, Federation, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
-from feddlp.records import RunFolder, environment
+from feddlp.records import ROSTER, RunFolder, environment
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -149,6 +149,8 @@ def run(config: Config, reporter: Reporter) -> RunFolder:
 def resume(path: Path, reporter: Reporter) -> RunFolder:
     """Go on where a run was interrupted; a finished run stays as it is."""
     folder = RunFolder.open(path)
+    if (folder.path / ROSTER).exists():
+        raise UserError(f"{path}: its clients are on other machines; go on with: feddlp federate resume {path}")
     reporter.run_started(folder.path)
     config = load_config(folder.config)
     execute(Entry(folder, config), preparation.prepare(config, reporter), reporter)

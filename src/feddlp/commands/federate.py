@@ -57,14 +57,18 @@ def up(words: Words = None, nodes: Nodes = 2, simulation: Simulated = False, deb
 
 
 @app.command()
-def resume(path: RunPath, nodes: Nodes = 2, simulation: Simulated = False, debug: Debug = False) -> None:
+def resume(path: RunPath, debug: Debug = False) -> None:
     """Go on with an interrupted run of `feddlp federate up`; it ends exactly as an undisturbed one.
 
     \b
     feddlp federate resume runs/demo
     """
     quiet_libraries()
-    bring_to_its_end(path, nodes, simulation)
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.local import shape_before
+    from feddlp.records import RunFolder
+
+    bring_to_its_end(path, *shape_before(RunFolder.open(path)))
 
 
 def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
@@ -79,13 +83,8 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
         with reporting(console) as reporter, federation(folder, nodes, reporter, simulation) as local:
             local.play()
     except StoppedByUser:
-        raise StoppedByUser(f"go on with: {local_again(path, nodes, simulation)}") from None
+        raise StoppedByUser(f"go on with: {shlex.join(['feddlp', 'federate', 'resume', str(path)])}") from None
     print_finished(folder, console)
-
-
-def local_again(path: Path, nodes: int, simulation: bool) -> str:
-    more = ["--simulation"] if simulation else []
-    return shlex.join(["feddlp", "federate", "resume", str(path), "--nodes", str(nodes), *more])
 
 
 @app.command()

@@ -81,7 +81,7 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
 
 
 def client_rows(name: str, lane: int, federation: Federation, result: RoundResult) -> list[Row]:
-    """The rows of clients.csv for one round: of who took part, and before the first round of everybody."""
+    """The rows of clients.csv for one round: of who took part, and before the first round of all that were scored."""
     roster = federation.roster
     sizes = {"train": roster.train, "validation": roster.validation, "test": roster.test}
     active = sum_active(result.active) if result.active else None

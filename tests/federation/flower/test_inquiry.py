@@ -133,7 +133,7 @@ def test_who_is_late_is_named_left_alone_while_at_work_and_its_late_answer_is_ig
     slow = found.grid.nodes[2]
     slow.delay = 2500.0
     assert found.ask(subject="round 1") == [0, 1, 2]
-    assert found.warnings == ["round 1: client 3 late, deployment.deadline=1000 s is over"]
+    assert found.warnings == ["round 1: client 3: late, deployment.deadline=1000 s is over"]
     assert found.ask(subject="round 2") == [0, 1, 2]
     assert len(slow.orders) == 1
     slow.delay = 1.0
@@ -148,13 +148,13 @@ def test_who_is_late_is_named_left_alone_while_at_work_and_its_late_answer_is_ig
 def test_a_process_that_died_is_replaced(scene):
     found = scene(holding(0, 1, 2), holding(3, script=[CRASHED, CRASHED]))
     assert found.ask() == [0, 1, 2, 3]
-    assert found.warnings == ["the question: client 3 its process died; asked again"] * 2
+    assert found.warnings == ["the question: client 3: its process died; asked again"] * 2
 
 
 def test_a_process_that_keeps_dying_is_left_out_by_name(scene):
     found = scene(holding(0, 1, 2), holding(3, script=[CRASHED] * 9), attempts=2)
     assert found.ask() == [0, 1, 2]
-    assert found.warnings[-1] == "the question: client 3 left out: its process died"
+    assert found.warnings[-1] == "the question: client 3: left out: its process died"
     assert len(found.grid.nodes[2].orders) == 2
     found.grid.nodes[2].script.clear()
     assert found.ask(subject="the next") == [0, 1, 2, 3]
@@ -164,7 +164,7 @@ def test_an_app_that_failed_is_left_out_with_its_words_on_one_line(scene):
     found = scene(holding(0, 1, 2), holding(3, script=[Error(2, "Trace\n\x1b[31mback\u202e" + "x" * 999)]))
     assert found.ask() == [0, 1, 2]
     (line,) = found.warnings
-    assert line.startswith("the question: client 3 left out: its app failed: Trace [31mback x")
+    assert line.startswith("the question: client 3: left out: its app failed: Trace [31mback x")
     assert line.isprintable()
     assert len(line) < 400
 
@@ -172,7 +172,7 @@ def test_an_app_that_failed_is_left_out_with_its_words_on_one_line(scene):
 def test_a_reply_that_cannot_be_unpacked_holds_nobody_up(scene):
     found = scene(holding(0, 1), holding(2, script=[ValueError("damaged")]), holding(3))
     assert found.ask() == [0, 1, 3]
-    assert found.warnings == ["the question: client 2 left out: its reply cannot be unpacked: ValueError: damaged"]
+    assert found.warnings == ["the question: client 2: left out: its reply cannot be unpacked: ValueError: damaged"]
 
 
 # Away
@@ -210,7 +210,7 @@ def test_a_node_that_stays_away_is_left_out_after_the_grace(scene):
     found = scene(holding(0, 1, 2), holding(3, delay=10.0))
     began = found.time.now
     assert found.ask(sleep=gone_at(found, 5, 2)) == [0, 1, 2]
-    assert found.warnings[-1] == "the question: client 3 left out: no node has been there for 90 s"
+    assert found.warnings[-1] == "the question: client 3: left out: no node has been there for 90 s"
     assert 90 < found.time.now - began < 110
     began = found.time.now
     assert found.ask() == [0, 1, 2]
@@ -227,7 +227,7 @@ def test_a_quorum_that_is_not_met_ends_the_run_with_numbers(scene):
     began = found.time.now
     with pytest.raises(UserError, match=r"the question: 1 of 4 clients answered, deployment.quorum=0.75 asks for 3; "):
         found.ask(sleep=gone_at(found, 5, 2))
-    assert found.warnings[-1] == "the question: clients 1-3 late, deployment.deadline=1000 s is over"
+    assert found.warnings[-1] == "the question: clients 1-3: late, deployment.deadline=1000 s is over"
     assert 1000 <= found.time.now - began < 1002
 
 
@@ -269,7 +269,7 @@ def test_a_wrong_answer_is_left_out_with_a_line_and_the_round_goes_on(says, line
     found = scene(holding(0, 1, 2), holding(3, script=[says]))
     assert found.ask() == [0, 1, 2]
     (warning,) = found.warnings
-    assert warning.startswith("the question: client 3 left out: ")
+    assert warning.startswith("the question: client 3: left out: ")
     assert line in warning
     assert warning.isprintable()
     assert len(warning) < 400

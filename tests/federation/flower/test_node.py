@@ -29,7 +29,7 @@ def told(method, **sections):
     return small(methods=[method], **sections)
 
 
-def order(config, round=0, shift=0.0, clients=(0, 1), experiment="one", kind="train"):
+def order(config, round=0, shift=0.0, clients=(0, 1), experiment="0" * 32, kind="train"):
     """What the server says; its shared adapters as they begin, or something else."""
     (method,) = config.methods
     parcel = Parcel({"class_names": [], "experiment": experiment, "configuration": config.to_toml()})
@@ -275,7 +275,7 @@ def full_disk():
 def test_half_a_file_of_a_killed_process_goes_with_the_next_commit(tmp_path):
     config = told("fedclip")
     ask(order(config, 0), tmp_path)
-    half = tmp_path / "one" / "fedclip" / "round-0009-0.safetensors.tmp"
+    half = tmp_path / ("0" * 32) / "fedclip" / "round-0009-0.safetensors.tmp"
     half.write_bytes(b"half")
     ask(order(config, 1), tmp_path)
     assert not half.exists()
@@ -296,7 +296,7 @@ def test_a_state_dir_that_cannot_be_made_is_one_line(tmp_path):
 def test_a_damaged_file_is_named_in_one_line_and_left_as_it_is(what, how, first_round, tmp_path, no_training):
     once, config, *_ = first_round
     shutil.copytree(once, tmp_path / "node")
-    folder = tmp_path / "node" / "one" / "fedclip"
+    folder = tmp_path / "node" / ("0" * 32) / "fedclip"
     file = next(folder.glob(what))
     whole = bytearray(file.read_bytes())
     whole[len(whole) // 2] ^= 1
@@ -323,7 +323,7 @@ def test_a_damaged_file_is_named_in_one_line_and_left_as_it_is(what, how, first_
 def test_whatever_stands_in_state_json_is_one_line(table, first_round, tmp_path, no_training):
     once, config, *_ = first_round
     shutil.copytree(once, tmp_path / "node")
-    file = tmp_path / "node" / "one" / "fedclip" / "state.json"
+    file = tmp_path / "node" / ("0" * 32) / "fedclip" / "state.json"
     file.write_bytes(table.encode("latin1"))
     assert f"{file} is damaged" in problem(order(config, 1), tmp_path / "node")
 
@@ -394,10 +394,10 @@ def altered(args, key):
 def test_another_experiment_begins_anew_beside_the_first(tmp_path):
     config = told("fedclip")
     ask(order(config, 0), tmp_path)
-    kept = content(tmp_path / "one")
-    other, fresh = (ask(order(config, 0, experiment="two"), tmp_path / name) for name in ("", "fresh"))
+    kept = content(tmp_path / ("0" * 32))
+    other, fresh = (ask(order(config, 0, experiment="1" * 32), tmp_path / name) for name in ("", "fresh"))
     assert numbers(other) == numbers(fresh)
-    assert content(tmp_path / "one") == kept
+    assert content(tmp_path / ("0" * 32)) == kept
 
 
 def test_methods_do_not_share_a_state(tmp_path):
@@ -422,7 +422,7 @@ def test_a_folder_that_another_process_works_on_is_busy(first_round, tmp_path, m
     once, config, *_ = first_round
     shutil.copytree(once, tmp_path / "node")
     monkeypatch.setattr(node, "PATIENCE", 0.1)
-    folder = tmp_path / "node" / "one" / "fedclip"
+    folder = tmp_path / "node" / ("0" * 32) / "fedclip"
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline()

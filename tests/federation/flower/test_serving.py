@@ -160,7 +160,7 @@ def test_nodes_that_begin_anew_are_no_way_to_lose_a_run(tmp_path):
     with pytest.raises(Killed):
         served(a_grid(tmp_path, "0-2", dies_at=16), config)
     (tmp_path / config.name / "roster.json").unlink()
-    with pytest.raises(UserError, match="is not the one that the run began with"):
+    with pytest.raises(UserError, match="was begun in one process"):
         served(a_grid(tmp_path, "0-2"), tmp_path / config.name)
 
 
@@ -209,7 +209,7 @@ def test_a_client_that_is_late_in_the_first_round_has_no_score_yet(tmp_path):
     (row,) = rounds(served(grid, config, listener))
     assert row["participants"] == 2
     assert row["test"]["client_lowest"] >= 0
-    assert listener.warnings == ["fedclip round 1: client 2 late, deployment.deadline=100 s is over"]
+    assert listener.warnings == ["fedclip round 1: client 2: late, deployment.deadline=100 s is over"]
 
 
 def test_a_round_of_which_no_report_arrives_leaves_the_server_as_it_is(tmp_path):
@@ -338,6 +338,6 @@ def test_a_hostile_node_in_a_real_run_is_left_out_every_round(tmp_path):
     listener = Listener()
     run = served(grid, small(methods=["fedclip"], runs_dir=str(tmp_path)), listener)
     assert [row["participants"] for row in rounds(run)] == [2, 2, 2]
-    assert all("client 2 left out: " in line and "holds NaN or infinity" in line for line in listener.warnings)
+    assert all("client 2: left out: " in line and "holds NaN or infinity" in line for line in listener.warnings)
     assert len(listener.warnings) == 3
     assert all(value.isfinite().all() for value in run.load_checkpoint("fedclip")[1].values())

@@ -14,7 +14,7 @@ from typing import Any
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
-from feddlp.federation.flower.statefolder import Kept, StateFolder
+from feddlp.federation.flower.statefolder import StateFolder
 from feddlp.files import make_folder
 from feddlp.records import RunFolder
 

@@ -2,17 +2,21 @@
 
 runs/<name>/federation/
     link.db, link.log, flwr/     of the SuperLink
+    federation.json              how many nodes
     node-0/, node-0.log          state folder of a SuperNode, and what it says
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
@@ -31,9 +35,10 @@ from feddlp.federation.flower.processes import (
     write_settings,
 )
 from feddlp.federation.flower.settings import spell
-from feddlp.files import make_folder
-from feddlp.records import RunFolder
+from feddlp.files import make_folder, write_atomically
+from feddlp.records import RunFolder, read_json
 
+SHAPE = "federation.json"  # what a resumed run begins with again: its clients are in the state folders of its nodes
 FOLLOW = 0.2  # seconds between two looks at the events
 SERVER_WITHIN = 180.0  # seconds in which the server must show itself
 
@@ -65,7 +70,6 @@ class LocalFederation:
 
     def start(self) -> None:
         """Everything but the run."""
-        make_folder(self.place)
         self.start_link()
         for node in range(0 if self.simulated else self.nodes):
             self.start_node(node)
@@ -83,8 +87,9 @@ class LocalFederation:
 
     def simulated_settings(self) -> dict[str, str]:
         """What SuperNodes have in their node-config and simulated ones in their environment."""
-        data = load_config(self.folder.config).data.dataset
-        return {"FEDDLP_STATE_DIR": str(self.place), "FEDDLP_DATA": data} if self.simulated else {}
+        config = load_config(self.folder.config)
+        found = {"STATE_DIR": str(self.place), "DATA": config.data.dataset, "DEVICE": config.model.device}
+        return {f"FEDDLP_{key}": value for key, value in found.items()} if self.simulated else {}
 
     def engine_options(self) -> list[str]:
         if not self.simulated:
@@ -175,8 +180,40 @@ def federation(folder: RunFolder, nodes: int, reporter: Reporter, simulated: boo
     """A federation that is up, and taken down whatever happens."""
     check_nodes(nodes, load_config(folder.config))
     found = LocalFederation(folder, nodes, reporter, simulated)
+    with alone(found.place):
+        write_atomically(found.place / SHAPE, json.dumps({"nodes": nodes, "simulated": simulated}).encode())
+        try:
+            found.start()
+            yield found
+        finally:
+            found.stop()
+
+
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Two federations never share a folder.
+
+    Raises:
+        UserError: there is one around this folder.
+    """
+    make_folder(place)
     try:
-        found.start()
-        yield found
-    finally:
-        found.stop()
+        with FileLock(place / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{place} is in use by another feddlp process; wait for it or stop it") from error
+
+
+def shape_before(folder: RunFolder) -> tuple[int, bool]:
+    """With how many nodes the federation of a run was begun, and whether they were simulated.
+
+    Raises:
+        UserError: there was none on this machine.
+    """
+    found = read_json(folder.path / "federation" / SHAPE)
+    if found is None:
+        raise UserError(
+            f"{folder.path} is no run of feddlp federate up; go on with feddlp resume {folder.path}, or on a "
+            "SuperLink with feddlp federate run --resume"
+        )
+    return int(found["nodes"]), bool(found["simulated"])

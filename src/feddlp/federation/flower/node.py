@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 import tomllib
@@ -26,13 +27,14 @@ from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
 from feddlp.errors import UserError
 from feddlp.federation.flower.envelopes import Envelope
-from feddlp.federation.flower.parcels import Parcel, opened, sealed
+from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.materials import Materials, Share, prepare
 
+EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
 log = logging.getLogger("feddlp")
 
@@ -53,7 +55,7 @@ class LogReporter:
 
 @lru_cache(maxsize=1)
 def load(config: str, share: Share | None) -> Materials:
-    """Model and images, kept for the next message; they are the same for all rounds and methods of a run."""
+    """Model and images, kept for the next message; from one hello to the next they are the same."""
     return prepare(Config.model_validate_json(config), LogReporter(), share)
 
 
@@ -70,6 +72,8 @@ class Node:
     """
 
     def __init__(self, settings: NodeSettings, told: Config, facts: Mapping[str, Any]):
+        if not EXPERIMENT.fullmatch(str(facts["experiment"])) or facts.get("method", "") not in ("", *told.methods):
+            raise UserError("the server names an experiment or a method that cannot be; neither is made a folder here")
         self.settings, self.told, self.facts = settings, told, facts
         self.config = settings.localised(told)
 
@@ -104,6 +108,7 @@ class Node:
         }
 
     def hello(self) -> Parcel:
+        load.cache_clear()  # images and weights may be others than when they were last looked at
         found, data = self.materials, self.data
         facts = {
             "name": self.settings.name,
@@ -217,11 +222,22 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
     except BusyError as error:
         return Parcel({**about, "problem": str(error), "busy": True})
     except UserError as error:
-        return Parcel({**about, "problem": " ".join(str(error).split())})
+        return Parcel({**about, "problem": one_line(error)})
+    except Exception as error:  # this process stays, and the server is told more than that the app failed
+        log.exception("%s failed", about["kind"])
+        return Parcel({**about, "problem": f"{type(error).__name__}: {one_line(error)}; the node's log has more"})
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envelope:
-    return sealed(answer(opened(envelope), node_config, os.environ))
+    try:
+        parcel = opened(envelope)
+    except RefusedError as refusal:
+        return sealed(Parcel({"problem": f"the server's message is not understood: {refusal}"}))
+    return sealed(answer(parcel, node_config, os.environ))
 
 
 def set_up() -> None:

@@ -139,7 +139,10 @@ class Nodes:
                 raise RefusedError(f"{home} has clients that are at home on {other}; stop one of the two")
             if other.clients != home.clients:
                 raise RefusedError(f"{home} has the state-dir of {other}; give every node one of its own")
+        moved = self.registry.without_state(hello)
         self.registry.admit(hello)
+        if moved:
+            self.reporter.warn(f"{home} has another state-dir than before; what is not in it begins anew")
         self.registry.fill(self.roster)
         for other in others:  # the same node, started again
             self.lose(other)

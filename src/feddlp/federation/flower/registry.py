@@ -21,7 +21,7 @@ from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
 from feddlp.files import write_atomically
 from feddlp.model.adapters import Site
-from feddlp.records import read_json
+from feddlp.records import ROSTER, read_json
 
 COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
 PARTS = ("train", "validation", "test")
@@ -37,12 +37,12 @@ class Registry:
     common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
     class_names: list[str] = field(default_factory=list)
     closed: bool = False  # no more classes
-    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node
+    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, state
 
     @classmethod
     def open(cls, folder: Path, config: Config) -> Registry:
         """That of a run folder, or a new one."""
-        registry = cls(folder / "roster.json", config.data.partition == "natural")
+        registry = cls(folder / ROSTER, config.data.partition == "natural")
         if (found := read_json(registry.path)) is not None:
             try:
                 found["members"] = {int(client): member for client, member in found["members"].items()}
@@ -76,6 +76,11 @@ class Registry:
         self.members |= come
         self.common = self.common or {key: getattr(hello, key) for key in COMMON}
         self.save()
+
+    def without_state(self, hello: Hello) -> list[int]:
+        """The clients that come with another state folder than they had before."""
+        known = self.members
+        return [client for client in hello.clients if client in known and known[client]["state"] != hello.state]
 
     def _check_classes(self, hello: Hello) -> None:
         if not self.natural:
@@ -115,7 +120,7 @@ class Registry:
 def member_of(hello: Hello, place: int) -> dict[str, Any]:
     """One of the clients of a node."""
     samples = {part: getattr(hello.samples, part)[place] for part in PARTS}
-    return {**samples, "data": hello.data, "node": hello.name}
+    return {**samples, "data": hello.data, "node": hello.name, "state": hello.state}
 
 
 def in_order(names: set[str]) -> list[str]:

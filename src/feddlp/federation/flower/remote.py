@@ -13,7 +13,7 @@ from feddlp.config import Config
 from feddlp.federation.flower.checks import Expected, check_begun, check_report
 from feddlp.federation.flower.inquiry import Inquiry, Question
 from feddlp.federation.flower.nodes import Nodes
-from feddlp.federation.flower.parcels import Parcel
+from feddlp.federation.flower.parcels import Parcel, RefusedError
 from feddlp.federation.host import Order, Report, Roster
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import ranks_at_start
@@ -55,11 +55,17 @@ class RemoteClients:
         expected = Expected(
             self.method, order.round, shared, method.adapters().keys(), ranks, self.roster, limits.max_norm
         )
+        taken: list[Report] = []
+
+        def accept(parcel: Parcel, clients: Sequence[int]) -> Report:
+            taken.append(alike(check_report(parcel, clients, expected), taken))
+            return taken[-1]
+
         reports = self._ask(
             Question(
                 subject=f"{self.method} round {order.round + 1}",
                 put=lambda clients: self._parcel("train", clients, shared, round=order.round),
-                accept=lambda parcel, clients: check_report(parcel, clients, expected),
+                accept=accept,
                 most_bytes=expected.most_bytes,
                 quorum=limits.quorum,
             ),
@@ -106,6 +112,19 @@ class RemoteClients:
 
     def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
         pass
+
+
+def alike(report: Report, taken: Sequence[Report]) -> Report:
+    """The report, which can be joined with those that were taken before.
+
+    Raises:
+        RefusedError: it measures other things than they do.
+    """
+    for kind in ("losses", "diagnostics"):
+        tables = [getattr(one.found, kind).keys() for one in (report, *taken[:1])]
+        if tables[0] != tables[-1]:
+            raise RefusedError(f"its {kind} are {sorted(tables[0])}, those of other nodes {sorted(tables[-1])}")
+    return report
 
 
 def in_order(reports: Sequence[Report]) -> Report:

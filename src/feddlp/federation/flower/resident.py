@@ -21,6 +21,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from feddlp.federation.flower.envelopes import Envelope
 
 START_WITHIN = 120.0  # seconds, most of them for imports
@@ -32,7 +34,7 @@ def address(node_config: Mapping[str, Any], owner: int) -> Path:
     """The socket of a node's resident, in a folder that nobody else may enter."""
     folder = Path(tempfile.gettempdir()) / f"feddlp-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise PermissionError(f"{folder} is open to others")
     name = hashlib.sha256(json.dumps([owner, dict(node_config)], sort_keys=True).encode()).hexdigest()[:24]
     return folder / f"{name}.sock"
@@ -57,9 +59,15 @@ def ask(envelope: Envelope, node_config: Mapping[str, Any], idle: float) -> Enve
 
 
 def connect(place: Path, owner: int, idle: float) -> Connection:
-    """A connection to the resident, which is started if need be."""
-    with contextlib.suppress(OSError):
-        return Client(str(place), "AF_UNIX")
+    """A connection to the resident, which is started if need be; by one of those who ask at a time."""
+    with FileLock(place.with_name(".lock")):
+        with contextlib.suppress(OSError):
+            return Client(str(place), "AF_UNIX")
+        return started(place, owner, idle)
+
+
+def started(place: Path, owner: int, idle: float) -> Connection:
+    """A connection to a resident that is started here."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(place), str(owner), str(idle)], start_new_session=True
     )
@@ -117,7 +125,7 @@ class Watch:
 def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the latter: its number is another user's by now
         return False
     return True
 

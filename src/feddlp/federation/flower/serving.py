@@ -25,7 +25,7 @@ from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.flower.post import Post
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.remote import RemoteClients
-from feddlp.records import RunFolder
+from feddlp.records import ROSTER, RunFolder
 
 SPARE = 600.0  # seconds that a message outlives the deadline of its round
 
@@ -84,6 +84,8 @@ def check_fit(config: Config) -> None:
     """Refuse what only a run in one process can do."""
     if config.data.newcomers:
         raise UserError(f"data.newcomers={config.data.newcomers} is for runs in one process; set data.newcomers=0")
+    if config.data.partition == "natural" and config.data.test_set == "common" and config.data.splits == "merged":
+        raise UserError("data.test_set=common takes images from all clients, who keep theirs; set data.test_set=own")
 
 
 def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
@@ -93,6 +95,8 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     if not missing_rounds(folder, config):
         reporter.note("all rounds are played")
         return
+    if folder.read_environment() and not (folder.path / ROSTER).exists():
+        raise UserError(f"{folder.path} was begun in one process; go on with: feddlp resume {folder.path}")
     registry = Registry.open(folder.path, config)
     facts = {"version": __version__, "experiment": registry.experiment, "configuration": config.to_toml()}
     post = Post(grid, config.deployment.deadline + SPARE)
