@@ -75,10 +75,14 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     """A federation around a run folder, its progress, and in the end its tables."""
     with needing("federate", "flower"):
         from feddlp.federation.flower.local import federation
+    from feddlp.experiment import missing_rounds
     from feddlp.printing import print_finished
     from feddlp.records import RunFolder
 
     folder, console = RunFolder.open(path), Console()
+    if not missing_rounds(folder):
+        print_finished(folder, console)
+        return
     try:
         with reporting(console) as reporter, federation(folder, nodes, reporter, simulation) as local:
             local.play()
@@ -134,6 +138,27 @@ def node(
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
     settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
     become(*machines.node(link, port, settings, machines.trust(link, keys, insecure), place))
+
+
+@app.command()
+def take(
+    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="A node's state-dir.")],
+    to: Annotated[Path, typer.Option("--to", metavar="RUN", help="The run folder to make.")],
+    run: Annotated[str, typer.Option("--run", help="Which run, if the node took part in several.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Make a run folder of what a node keeps of its clients, for feddlp export, predict and evaluate.
+
+    \b
+    feddlp federate take /var/lib/feddlp --to runs/here
+    feddlp export runs/here --client 0 --to client0
+    """
+    quiet_libraries()
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.harvest import take as taken
+
+    folder = taken(state_dir, to, run)
+    print(f"{folder.path}: go on with: feddlp export {folder.path} --client N --to DIR")
 
 
 @app.command()

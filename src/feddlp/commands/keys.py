@@ -63,8 +63,8 @@ def node(
         from feddlp.federation.flower import keys
 
     keys.make_node(out, name)
-    print(f"{out}/{name}.key: secret; flower-supernode --auth-supernode-private-key {out}/{name}.key ...")
-    print(f"{out}/{name}.pub: register it with: flwr supernode register {out}/{name}.pub")
+    print(f"{out}/{name}.key: secret; feddlp federate node --keys {out} --name {name} ...")
+    print(f"{out}/{name}.pub: register it with: feddlp federate register {out}/{name}.pub --keys {out}")
 
 
 @app.command("list")

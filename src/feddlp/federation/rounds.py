@@ -94,17 +94,10 @@ class Federation:
     def __init__(self, lanes: Sequence[Lane], clients: Clients, training: TrainingConfig):
         self.lanes, self.clients, self.training = tuple(lanes), clients, training
         self.roster = clients.roster
-        self.servers = [self._server(lane) for lane in lanes]
+        starts = [first_shared(lane, clients.sites, clients.like) for lane in lanes]
+        self.servers = [Server(shared, lane.method.server_momentum) for lane, shared in zip(lanes, starts, strict=True)]
         self.known = Known.at_start(len(lanes), len(self.roster.ids), ranks_at_start(lanes[0].method, clients.sites))
         self.round = 0
-
-    def _server(self, lane: Lane) -> Server:
-        """The server's adapters before the first round."""
-        shared: dict[str, Theta] = {}
-        for name in lane.method.shared:
-            theta = initial(lane.method.adapters()[name], self.clients.sites, lane.seed, name, "server")
-            shared[name] = {leaf: v.to(self.clients.like) for leaf, v in theta.items() if lane.method.sends(name, leaf)}
-        return Server(shared, lane.method.server_momentum)
 
     @property
     def rounds(self) -> int:
@@ -126,7 +119,7 @@ class Federation:
             if all(average.total > 0 for average in averages[lane].values()):  # else nobody's report has arrived
                 server.step({name: average.result() for name, average in averages[lane].items()})
         self.round += 1
-        return self._results(join(parts), reports, time.perf_counter() - started)
+        return self._results(join(parts) if parts else NOBODY, reports, time.perf_counter() - started)
 
     def order(self, joins: Tensor | None = None) -> Order:
         """What the clients are told now. joins: bool [lanes, K]; nobody where left out"""
@@ -173,6 +166,15 @@ class Federation:
         for lane, state in enumerate(states):
             self.servers[lane].load_state_dict(under(state, "server/"))
             self.known.load_state_dict(lane, state)
+
+
+def first_shared(lane: Lane, sites: Mapping[str, Site], like: Tensor) -> dict[str, Theta]:
+    """What the server of a lane holds before the first round, no K axis. like: where and in which dtype, [0]"""
+    shared: dict[str, Theta] = {}
+    for name in lane.method.shared:
+        theta = initial(lane.method.adapters()[name], sites, lane.seed, name, "server")
+        shared[name] = {leaf: value.to(like) for leaf, value in theta.items() if lane.method.sends(name, leaf)}
+    return shared
 
 
 def ranks_at_start(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:

@@ -468,3 +468,21 @@ def test_a_server_of_another_version_is_refused(tmp_path):
     asked = order(told("fedclip"))
     other = Parcel({**asked.facts, "version": "0.0.0"}, asked.adapters)
     assert "the server has feddlp 0.0.0" in problem(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda shared: {name: {leaf: v * float("nan") for leaf, v in t.items()} for name, t in shared.items()}, "NaN"),
+        (lambda shared: {name: {leaf: v[:1] for leaf, v in t.items()} for name, t in shared.items()}, "the shape"),
+        (lambda shared: {name: {leaf: v.double() for leaf, v in t.items()} for name, t in shared.items()}, "float64"),
+        (lambda shared: {}, "adapters lacks 'adapter'"),
+        (lambda shared: {**shared, "more": {}}, "the unknown 'more'"),
+    ],
+)
+def test_what_the_server_sends_is_checked_before_anybody_learns_from_it(spoil, line, tmp_path, no_training):
+    good = order(told("flora"))
+    said = problem(Parcel(good.facts, spoil(good.adapters)), tmp_path)
+    assert said.startswith("the server's order cannot be used: ")
+    assert line in said
+    assert not list(tmp_path.rglob("state.json"))

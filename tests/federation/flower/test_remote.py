@@ -5,6 +5,7 @@ import torch
 
 from feddlp.config import load_config
 from feddlp.errors import UserError
+from feddlp.federation.flower import inquiry
 from feddlp.federation.flower.inquiry import Inquiry, Question
 from feddlp.federation.flower.nodes import Nodes
 from feddlp.federation.flower.remote import RemoteClients
@@ -37,7 +38,7 @@ class Nobody:
 
 @pytest.fixture
 def nobody(monkeypatch):
-    monkeypatch.setattr("feddlp.federation.flower.inquiry.POLL", 0.0)
+    monkeypatch.setattr(inquiry, "POLL", 0.0)
     return Nobody()
 
 

@@ -192,6 +192,20 @@ def test_a_client_that_never_comes_costs_neither_the_run_nor_the_numbers(tmp_pat
     assert all(int(row["test_correct"]) >= 0 for row in table)
 
 
+def test_a_round_of_absent_clients_alone_is_played_by_nobody(tmp_path):
+    """One of four takes part in a round, and one of them never came: the others' rounds are played."""
+    training = {"participation": 0.25, "rounds": 6}
+    limits = {"wait": 50.0, "grace": 10.0, "deadline": 300.0}
+    data = {"clients": 4}
+    config = small(methods=["local"], runs_dir=str(tmp_path), training=training, deployment=limits, data=data)
+    listener = Listener()
+    played = [row["participants"] for row in rounds(served(a_grid(tmp_path, "0-2"), config, listener))]
+    drawn = [draw(config.seed, n, range(4), config.training)[0].nonzero().item() for n in range(6)]
+    assert 3 in drawn
+    assert played == [int(client < 3) for client in drawn]
+    assert sum("client 3: left out: no node is there" in line for line in listener.warnings) == drawn.count(3)
+
+
 def test_a_client_that_cannot_say_how_it_begins_is_no_end_of_the_run(tmp_path):
     grid = a_grid(tmp_path, "0", "1", "2")
     plays = grid.nodes[21].says

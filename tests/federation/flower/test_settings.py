@@ -82,3 +82,20 @@ def test_the_server_never_says_which_images_are_read():
         read_settings(HERE, {}, 3).localised(config)
     own = read_settings({**HERE, "data": "folder:/photos", "checkpoint": "there"}, {}, 3).localised(config)
     assert (own.data.dataset, own.model.checkpoint, own.model.device) == ("folder:/photos", "there", "auto")
+
+
+@pytest.mark.parametrize("checkpoint", ["/models/clip", "./clip", "~/clip"])
+def test_the_server_never_says_from_which_folder_the_model_is_read(checkpoint):
+    config = small(model={"checkpoint": checkpoint})
+    with pytest.raises(UserError, match=r"is a path on a disk; set checkpoint=PATH"):
+        read_settings(HERE, {}, 3).localised(config)
+    assert read_settings({**HERE, "checkpoint": "here"}, {}, 3).localised(config).model.checkpoint == "here"
+
+
+def test_how_much_memory_a_node_takes_is_its_own_business():
+    config = small(training={"memory_limit": 64.0, "wave": 1000})
+    own = read_settings(HERE, {}, 3).localised(config).training
+    assert (own.memory_limit, own.wave) == ("auto", 0)
+    assert read_settings({**HERE, "memory-limit": "512MiB"}, {}, 3).localised(config).training.memory_limit == 0.5
+    with pytest.raises(UserError, match="memory-limit=much"):
+        read_settings({**HERE, "memory-limit": "much"}, {}, 3)

@@ -218,7 +218,7 @@ def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected
         held = expected.shared[name]
         check_names(f"adapter {name}", theta, held)
         for leaf, value in theta.items():
-            check_tensor(f"{name}/{leaf}", value, held[leaf], clients)
+            check_tensor(f"{name}/{leaf}", value, (clients, *held[leaf].shape), held[leaf].dtype)
     if expected.max_norm:
         check_norm(uploads, expected)
 
@@ -231,13 +231,27 @@ def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]
         raise RefusedError(f"{what} {' and '.join(listed)}")
 
 
-def check_tensor(name: str, value: Tensor, held: Tensor, clients: int) -> None:
-    if value.shape != (clients, *held.shape):
-        raise RefusedError(f"{name} has the shape {tuple(value.shape)}, not {(clients, *held.shape)}")
-    if value.dtype != held.dtype:
-        raise RefusedError(f"{name} is of {value.dtype}, not {held.dtype}")
+def check_tensor(name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise RefusedError(f"{name} has the shape {tuple(value.shape)}, not {tuple(shape)}")
+    if value.dtype != dtype:
+        raise RefusedError(f"{name} is of {value.dtype}, not {dtype}")
     if not value.isfinite().all():
         raise RefusedError(f"{name} holds NaN or infinity")
+
+
+def check_download(sent: Mapping[str, Theta], expected: Mapping[str, Theta]) -> None:
+    """What a server sends, before a node lets its clients learn from it.
+
+    Raises:
+        RefusedError: other adapters than those that the method shares, or values that are not finite.
+    """
+    check_names("adapters", sent, expected)
+    for name, theta in sent.items():
+        check_names(f"adapter {name}", theta, expected[name])
+        for leaf, value in theta.items():
+            held = expected[name][leaf]
+            check_tensor(f"{name}/{leaf}", value, held.shape, held.dtype)
 
 
 def check_norm(uploads: Mapping[str, Theta], expected: Expected) -> None:

@@ -15,7 +15,7 @@ from feddlp.config import Config, load_config
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
 from feddlp.federation.flower.statefolder import StateFolder
-from feddlp.files import make_folder
+from feddlp.files import make_folder, write_atomically
 from feddlp.records import RunFolder
 
 
@@ -82,6 +82,9 @@ def copy_method(state: StateFolder, folder: RunFolder, method: str, config: Conf
     folder.save_checkpoint(method, kept.round, server, blocks, kept.wave)
 
 
-def describe(config: Config, partition: Mapping[str, Any]) -> bytes:
-    """What a node writes down of a run, once: classes and prompt."""
-    return json.dumps({key: partition[key] for key in ("class_names", "template")} | {"of": config.name}).encode()
+def write_about(folder: Path, config: Config, partition: Mapping[str, Any]) -> None:
+    """What a node writes down of a run, once, for `take`: its configuration here, classes and prompt."""
+    if not (folder / "config.toml").exists():
+        about = {key: partition[key] for key in ("class_names", "template")}
+        write_atomically(folder / "partition.json", json.dumps(about).encode())
+        write_atomically(folder / "config.toml", config.to_toml().encode())

@@ -26,12 +26,15 @@ from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
 from feddlp.errors import UserError
+from feddlp.federation.flower.checks import check_download
 from feddlp.federation.flower.envelopes import Envelope
+from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
+from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
@@ -178,6 +181,11 @@ class Node:
     def _play(self, folder: StateFolder, kept: Kept, order: Parcel, asked: str) -> Parcel:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
+        try:
+            check_download(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
+        except RefusedError as refusal:
+            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
+        write_about(folder.path.parent, self.config, self.materials.partition)
         host.restore(0, kept.after, kept.wave)
         parts = list(host.play(Order(number, [order.adapters], self.chosen())))
         found = join([part.found for part in parts])
@@ -189,7 +197,7 @@ class Node:
         facts = {"round": number, "clients": clients, "seconds": round(time.perf_counter() - started, 3)}
         report = Parcel(facts_of(found) | facts, uploads)
         after, wave = host.keep(0)
-        written = folder.keep_report(number + 1, report)
+        written = folder.keep_report(number + 1, report, order)
         folder.commit(Kept(kept.belongs, number + 1, wave, kept.after, after, asked, written))
         return report
 

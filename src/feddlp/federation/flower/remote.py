@@ -11,9 +11,9 @@ from torch import Tensor
 
 from feddlp.config import Config
 from feddlp.federation.flower.checks import Expected, check_begun, check_report
-from feddlp.federation.flower.inquiry import Inquiry, Question
+from feddlp.federation.flower.inquiry import Inquiry, Question, least, named
 from feddlp.federation.flower.nodes import Nodes
-from feddlp.federation.flower.parcels import Parcel, RefusedError
+from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.host import Order, Report, Roster
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import ranks_at_start
@@ -55,25 +55,30 @@ class RemoteClients:
         expected = Expected(
             self.method, order.round, shared, method.adapters().keys(), ranks, self.roster, limits.max_norm
         )
-        taken: list[Report] = []
-
-        def accept(parcel: Parcel, clients: Sequence[int]) -> Report:
-            taken.append(alike(check_report(parcel, clients, expected), taken))
-            return taken[-1]
-
         reports = self._ask(
             Question(
                 subject=f"{self.method} round {order.round + 1}",
                 put=lambda clients: self._parcel("train", clients, shared, round=order.round),
-                accept=accept,
+                accept=lambda parcel, clients: check_report(parcel, clients, expected),
                 most_bytes=expected.most_bytes,
                 quorum=limits.quorum,
             ),
-            chosen,
+            self._present(chosen, f"{self.method} round {order.round + 1}"),
             on_step,
         )
         if reports:
             yield in_order(reports)
+
+    def _present(self, chosen: Tensor, subject: str) -> Tensor:
+        """Those of the chosen who are worth asking: not who has long been away, as long as a quorum of all is there."""
+        long_away = {c for c in self.nodes.missing() if self.nodes.away_for(c) > self.config.deployment.grace}
+        absent = [c for c in long_away if chosen[c]]
+        if not absent or self.nodes.clients - len(long_away) < least(self.config.deployment.quorum, self.nodes.clients):
+            return chosen
+        self.nodes.reporter.warn(f"{subject}: {named(absent)}: left out: no node is there")
+        present = chosen.clone()
+        present[absent] = False
+        return present
 
     def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
         """Samples that clients get right as they begin, for the record: of those who are there and answer."""
@@ -112,19 +117,6 @@ class RemoteClients:
 
     def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
         pass
-
-
-def alike(report: Report, taken: Sequence[Report]) -> Report:
-    """The report, which can be joined with those that were taken before.
-
-    Raises:
-        RefusedError: it measures other things than they do.
-    """
-    for kind in ("losses", "diagnostics"):
-        tables = [getattr(one.found, kind).keys() for one in (report, *taken[:1])]
-        if tables[0] != tables[-1]:
-            raise RefusedError(f"its {kind} are {sorted(tables[0])}, those of other nodes {sorted(tables[-1])}")
-    return report
 
 
 def in_order(reports: Sequence[Report]) -> Report:

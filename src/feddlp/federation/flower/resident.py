@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from feddlp.federation.flower.envelopes import Envelope
 
+MOST_PATH = 50  # of the 107 characters that a socket's name may have
 START_WITHIN = 120.0  # seconds, most of them for imports
 ATTEMPTS, PAUSE = 3, 1.0
 Answer = Callable[[Envelope, Mapping[str, Any]], Envelope]
@@ -32,7 +33,8 @@ Answer = Callable[[Envelope, Mapping[str, Any]], Envelope]
 
 def address(node_config: Mapping[str, Any], owner: int) -> Path:
     """The socket of a node's resident, in a folder that nobody else may enter."""
-    folder = Path(tempfile.gettempdir()) / f"feddlp-{os.getuid()}"
+    root = Path(tempfile.gettempdir())
+    folder = (root if len(str(root)) < MOST_PATH else Path("/tmp")) / f"feddlp-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise PermissionError(f"{folder} is open to others")

@@ -8,6 +8,7 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     checkpoint  model.checkpoint here, if it lies elsewhere than the configuration says
     device      model.device here
     name        what the records call this node
+    memory-limit  training.memory_limit here: GiB, 512MiB, or auto
     keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
 """
 
@@ -17,12 +18,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from feddlp.config import Config, absolute_checkpoint, absolute_dataset
+from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.errors import UserError, nearest
 
-KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "keep-warm")
+KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "memory-limit", "keep-warm")
 SIMULATED = ("partition-id", "num-partitions")
 MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
 MOST_CLIENTS = 1_000_000
@@ -37,6 +38,7 @@ class NodeSettings:
     data: str = ""
     checkpoint: str = ""
     device: str = ""
+    memory_limit: Literal["auto"] | float = "auto"  # GiB
     name: str = ""
 
     def localised(self, config: Config) -> Config:
@@ -51,9 +53,19 @@ class NodeSettings:
                 "machine's disk; set data=folder:PATH in --node-config"
             )
         data = {"dataset": self.data or config.data.dataset}
+        if not self.checkpoint and is_path(config.model.checkpoint):
+            raise UserError(
+                f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is a path "
+                "on a disk; set checkpoint=PATH in --node-config"
+            )
+        training = {"wave": 0, "client_store": "auto", "memory_limit": self.memory_limit}
         model = {"checkpoint": self.checkpoint or config.model.checkpoint, "device": self.device or "auto"}
         return config.model_copy(
-            update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)}
+            update={
+                "data": config.data.model_copy(update=data),
+                "model": config.model.model_copy(update=model),
+                "training": config.training.model_copy(update=training),
+            }
         )
 
 
@@ -83,8 +95,22 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         data=absolute_dataset(found["data"]),
         checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
         device=found["device"],
+        memory_limit=read_limit(found["memory-limit"] or "auto"),
         name=found["name"] or own or "unnamed",
     )
+
+
+def is_path(checkpoint: str) -> bool:
+    """Whether a checkpoint is named by a place on a disk, not by what everybody calls it."""
+    return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists()
+
+
+def read_limit(text: str) -> Literal["auto"] | float:
+    try:
+        limit: Literal["auto"] | float = gibibytes(text)
+    except ValueError as error:
+        raise UserError(f"node-config: memory-limit={text}: {error}") from error
+    return limit
 
 
 def parse_clients(text: str) -> tuple[int, ...]:

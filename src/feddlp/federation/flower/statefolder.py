@@ -32,6 +32,7 @@ from safetensors.torch import load, save
 from feddlp.errors import UserError
 from feddlp.federation.flower.parcels import Parcel, to_bytes
 from feddlp.files import checksum, make_folder, write_atomically
+from feddlp.model.adapters import Theta
 from feddlp.records import read_json, tensor_files
 
 FORMAT = 1
@@ -122,11 +123,16 @@ class StateFolder:
         for unfinished in self.path.glob("*.tmp"):
             unfinished.unlink()
 
-    def keep_report(self, round: int, parcel: Parcel) -> dict[str, str]:
-        """Write a report; not yet committed."""
-        adapters = parcel.adapters.items()
-        tensors = {f"{name}/{leaf}": value.contiguous() for name, theta in adapters for leaf, value in theta.items()}
-        content = save(tensors, {"facts": json.dumps(parcel.facts)})
+    def keep_report(self, round: int, report: Parcel, order: Parcel) -> dict[str, str]:
+        """Write a report, and the shared adapters that came with its order; not yet committed."""
+        parts = {"report": report.adapters, "order": order.adapters}
+        tensors = {
+            f"{part}/{name}/{leaf}": value.contiguous()
+            for part, adapters in parts.items()
+            for name, theta in adapters.items()
+            for leaf, value in theta.items()
+        }
+        content = save(tensors, {"facts": json.dumps(report.facts)})
         file = f"report-{round:04d}.safetensors"
         write_atomically(self.path / file, content)
         return {"file": file, "sha256": checksum(content)}
@@ -137,6 +143,13 @@ class StateFolder:
         Raises:
             UserError: its file is missing or damaged.
         """
+        return self._read(kept, "report")
+
+    def read_order(self, kept: Kept) -> Mapping[str, Theta]:
+        """The shared adapters as they came for the last round; errors as above."""
+        return self._read(kept, "order").adapters if kept.report else {}
+
+    def _read(self, kept: Kept, part: str) -> Parcel:
         file = self.path / kept.report["file"]
         try:
             content = file.read_bytes()
@@ -146,10 +159,11 @@ class StateFolder:
                 facts = json.loads(opened.metadata()["facts"])
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{file} cannot be read ({error}); restore it from a backup") from error
-        adapters: dict[str, dict[str, Any]] = {}
+        adapters: dict[str, Theta] = {}
         for key, value in load(content).items():
-            name, _, leaf = key.partition("/")
-            adapters.setdefault(name, {})[leaf] = value
+            where, name, leaf = key.split("/", 2)
+            if where == part:
+                adapters.setdefault(name, {})[leaf] = value
         return Parcel(facts, adapters)
 
 
