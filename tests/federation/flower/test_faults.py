@@ -46,6 +46,11 @@ class Listener(PlainReporter):
 
 
 @pytest.fixture(scope="module")
+def model_loaded_once():
+    """Here every process loads its own."""
+
+
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The same run in one process."""
     config = load_config(None, [*WORDS, f"runs_dir={tmp_path_factory.mktemp('undisturbed')}"])
