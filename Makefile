@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test test-slow check tiny-clip clean
+.PHONY: help venv demo test test-slow test-faults check tiny-clip clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +27,9 @@ test: $(READY) ## the fast tests
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(READY) ## the tests that kill processes of a federation over Flower (about 5 minutes)
+	$(BIN)/python -m pytest -m faults -n 2
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check

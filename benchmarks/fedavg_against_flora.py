@@ -23,7 +23,8 @@ from feddlp.bench.synthetic import model_config, random_backbone, random_data, r
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import TrainingConfig
 from feddlp.costs import trainable_parameters
-from feddlp.federation.rounds import FederatedData, Federation, Lane
+from feddlp.federation.host import FederatedData, Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.hyperparameters import build_method
 from feddlp.memory import peak_mib, reset_peak
 
@@ -38,7 +39,8 @@ def federation(name: str, options: argparse.Namespace) -> Federation:
     dealt = random_data(backbone, random_pool(backbone, CLASSES, sizes[0]), sizes, CLASSES)
     data = FederatedData(dealt.ids, dealt.train, dealt.validation, dealt.validation)
     training = TrainingConfig(batch_size=options.batch, diagnostics=False)
-    return Federation([Lane(0, build_method(name, {}))], backbone, random_prompts(backbone, CLASSES), data, training)
+    lanes = [Lane(0, build_method(name, {}))]
+    return Federation(lanes, Host(lanes, backbone, random_prompts(backbone, CLASSES), data, training), training)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from feddlp.allocator import keep_freed_memory
 from feddlp.config import Config, load_config
-from feddlp.federation.rounds import Federation, Lane
+from feddlp.federation.host import Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.materials import Materials, prepare
 
 
@@ -26,7 +27,8 @@ class Silent:
 
 def federation(config: Config, materials: Materials, seeds: range) -> Federation:
     lanes = [Lane(seed, config.build_methods()[config.methods[0]]) for seed in seeds]
-    return Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training)
+    host = Host(lanes, materials.backbone, materials.prompts, materials.data, config.training)
+    return Federation(lanes, host, config.training)
 
 
 def main(words: list[str]) -> None:

@@ -24,7 +24,8 @@ from feddlp.data.batches import ClientData
 from feddlp.data.datasets import Dataset
 from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.prompts import Prompts, class_prompts
-from feddlp.federation.rounds import FederatedData, Federation, Lane
+from feddlp.federation.host import FederatedData, Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
@@ -141,7 +142,7 @@ def make_federation(
         parts = ((SIZES, 0), ((2, 0, 1), 100), ((4, 2, 3), 200))
         data = FederatedData((0, 1, 2), *(client_data(tower, sizes, offset, exact) for sizes, offset in parts))
         config = TrainingConfig(**{"rounds": 3, "batch_size": 4, "wave": 100, **training})
-        return Federation(lanes, backbone, exact_prompts if exact else prompts, data, config)
+        return Federation(lanes, Host(lanes, backbone, exact_prompts if exact else prompts, data, config), config)
 
     return make
 

@@ -15,8 +15,8 @@ from feddlp.training.cohort import Cohort
 
 def everyone(federation: Federation, lane: int = 0) -> Cohort:
     """All clients of a lane side by side, as they are now; a copy."""
-    rows = torch.arange(len(federation.data.ids))
-    return federation.cohort(Wave(torch.full_like(rows, lane), rows), federation.stores)
+    rows = torch.arange(len(federation.clients.data.ids))
+    return federation.clients.cohort(Wave(torch.full_like(rows, lane), rows), federation.clients.stores)
 
 
 def whole_state(federation: Federation, lane: int = 0) -> dict[str, torch.Tensor]:
@@ -31,15 +31,15 @@ def restore(federation: Federation, round: int, states: Sequence[dict[str, torch
     for lane, state in enumerate(states):
         own = federation.state_dict(lane)
         clients = {name: value for name, value in state.items() if name not in own}
-        federation.stores[lane].put("restored", range(len(federation.data.ids)), clients)
+        federation.clients.stores[lane].put("restored", range(len(federation.clients.data.ids)), clients)
 
 
 def resume(fresh: Federation, stopped: Federation, folder: Path) -> Federation:
     """A federation that goes on from another's files, as a new process would."""
-    for lane, (store, old) in enumerate(zip(fresh.stores, stopped.stores, strict=True)):
+    for lane, (store, old) in enumerate(zip(fresh.clients.stores, stopped.clients.stores, strict=True)):
         store.folder = old.folder = folder / str(lane)
         store.load(json.loads(json.dumps(old.flush())))
-    states = [dict(stopped.state_dict(lane)) for lane in range(len(fresh.stores))]
+    states = [dict(stopped.state_dict(lane)) for lane in range(len(fresh.clients.stores))]
     fresh.load_state_dict(stopped.round, states)
-    fresh.wave = stopped.wave
+    fresh.clients.wave = stopped.clients.wave
     return fresh

@@ -59,6 +59,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(feddlp, tmp_path, words, part)
     assert_untouched(tmp_path)
 
 
+@pytest.mark.parametrize(("word", "part"), [("metods", "'methods'?"), ("reprot", "'report', ")])
+def test_a_mistyped_command_gets_one_suggestion(feddlp, word, part):
+    ended = feddlp(word)
+    assert_mistake(ended, f"No such command '{word}'", f"Did you mean {part}")
+    assert ended.err.count("Did you mean") == 1
+
+
+@pytest.mark.parametrize("command", ["show", "resume"])
+def test_the_help_describes_arguments(feddlp, command):
+    assert "A run folder, such as runs/demo." in feddlp(command, "--help").out
+
+
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe\x00", b"{'a': 1}"])
 def test_a_file_that_is_not_toml_is_named(feddlp, tmp_path, content):
     (tmp_path / "my.toml").write_bytes(content)

@@ -74,7 +74,7 @@ def test_overrides_lie_on_top_of_the_file(write):
         ),
         ("method.feddlp.kd_wieght=1", "method.feddlp.kd_wieght is not a configuration key; did you mean kd_weight"),
         ("method.fedlp.kd_weight=1", "method.fedlp is not a method; did you mean feddlp or fedclip?"),
-        ("zzz=1", "zzz is not a configuration key; valid: data, method, methods, model, name"),
+        ("zzz=1", "zzz is not a configuration key; valid: data, deployment, method, methods, model"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(key, named):

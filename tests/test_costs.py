@@ -19,7 +19,7 @@ def test_parameters_are_those_of_the_adapters_a_client_starts_with(backbones, na
     counted = trainable_parameters(method, backbone.sites)
     learning = {name: adapter for name, adapter in method.adapters().items() if name not in method.frozen}
     for adapter_name, adapter in learning.items():
-        start = initial(adapter, backbone, 0, adapter_name, 0)
+        start = initial(adapter, backbone.sites, 0, adapter_name, 0)
         assert counted.pop(adapter_name) == sum(leaf.numel() for leaf in start.values()) > 0
     assert counted == {}
 

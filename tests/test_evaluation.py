@@ -71,3 +71,9 @@ def test_the_record_is_rounded_and_names_every_number():
         "client_lowest": 33.333333,
         "client_p10": 36.666667,
     }
+
+
+def test_a_client_that_is_not_scored_yet_counts_nowhere():
+    scored = accuracy(torch.tensor([9]), torch.tensor([10]))
+    assert accuracy(torch.tensor([9, -1]), torch.tensor([10, 10])) == scored
+    assert accuracy(torch.tensor([-1]), torch.tensor([10])) is None

@@ -12,7 +12,8 @@ from feddlp import materials as module
 from feddlp.config import validate
 from feddlp.data import datasets
 from feddlp.errors import UserError
-from feddlp.federation.rounds import Federation, Lane
+from feddlp.federation.host import Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.materials import describe_data, pick_device, prepare
 
 SMALL = {"partition": "few_shot_iid", "shots": 3, "clients": 4, "validation_share": 0.3}
@@ -94,11 +95,11 @@ def test_newcomers_are_drawn_by_the_partition_seed_not_simply_the_last_clients()
 def test_newcomers_never_take_part(backbones):
     found = prepared(newcomers=2)
     config = validate({"methods": ["flora"]})
-    federation = Federation(
-        [Lane(0, config.build_methods()["flora"])], found.backbone, found.prompts, found.data, config.training
-    )
-    assert not set(federation.data.ids) & set(found.newcomers.ids)
-    assert not everything(federation.data) & everything(found.newcomers)
+    lanes = [Lane(0, config.build_methods()["flora"])]
+    host = Host(lanes, found.backbone, found.prompts, found.data, config.training)
+    federation = Federation(lanes, host, config.training)
+    assert not set(federation.roster.ids) & set(found.newcomers.ids)
+    assert not everything(host.data) & everything(found.newcomers)
 
 
 @pytest.mark.parametrize("newcomers", [4, 5])

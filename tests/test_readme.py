@@ -50,6 +50,7 @@ SHORT = {  # what takes minutes or hours as it stands
         "run", "data.dataset=glyphs:20000", "data.clients=1000", "data.partition=iid", "training.participation=0.01",
         "name=many",
     ): ["training.rounds=1", "methods=feddlp"],
+    ("federate", "up", "methods=feddlp", "training.rounds=3", "name=apart"): ["data.clients=2", "training.rounds=1"],
     ("reproduce", "table7", "--seeds", "0"): ["training.rounds=1", "data.clients=2", "data.partition=iid"],
 }
 # fmt: on
@@ -59,7 +60,7 @@ def test_every_feddlp_command_works_as_written(home):
     """What takes long is shortened, sweeps are only read; the rest is typed as it stands."""
     commands = [words[1:] for words in COMMANDS if words[0] == "feddlp"]
     runs, models = ["run", "run", "show", "resume", "report", "run"], ["data", "export", "predict", "evaluate"]
-    rest = ["bench", "run", "methods", "datasets", "sweep", "reproduce"]
+    rest = ["bench", "run", "methods", "datasets", "sweep", "reproduce", "federate", "keys", "keys"]
     assert [words[0] for words in commands] == [*runs, *models, *rest]
     for words in commands:
         if words[0] == "sweep":
@@ -67,7 +68,14 @@ def test_every_feddlp_command_works_as_written(home):
             continue
         done = feddlp([*words, *SHORT.get(tuple(words), [])], home)
         assert done.returncode == 0, (words, done.stderr)
-    assert {folder.name for folder in (home / "runs").iterdir()} == {"demo", "try", "mine", "many", "reproduce"}
+    assert {folder.name for folder in (home / "runs").iterdir()} == {
+        "demo",
+        "try",
+        "mine",
+        "many",
+        "reproduce",
+        "apart",
+    }
 
 
 def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -16,8 +17,8 @@ import typer
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
-from feddlp.commands import data, models, records, training
-from feddlp.commands.common import SomeFailed, StoppedByUser
+from feddlp.commands import data, federate, keys, models, records, training
+from feddlp.commands.common import SomeFailed, StoppedByUser, help_alone
 from feddlp.errors import UserError
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -39,6 +40,8 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(federate.app, name="federate")
+app.add_typer(keys.app, name="keys")
 
 INTERRUPTED = 130
 
@@ -50,8 +53,8 @@ def options(
 ) -> None:
     if version:
         print(f"feddlp {__version__}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+    else:
+        help_alone(context)
 
 
 def interrupt(*_: Any) -> NoReturn:
@@ -96,8 +99,13 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, SomeFailed):
         return f"error: {error}", 1
     if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
-        return f"error: {error.format_message()} See: feddlp --help", 2
+        return f"error: {suggesting_once(error.format_message())} See: feddlp --help", 2
     return f"error: {type(error).__name__}: {str(error) or 'no message'} (use --debug for the traceback)", 1
+
+
+def suggesting_once(message: str) -> str:
+    """The first suggestion stays: typer before 0.21 makes one, and click from 8.4 adds its own."""
+    return re.sub(r"(Did you mean .+?\?) \(?Did you mean .*", r"\1", message)
 
 
 def fail(message: str, code: int) -> NoReturn:

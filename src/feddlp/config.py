@@ -183,6 +183,17 @@ class TrainingConfig(Section):
     diagnostics: bool = Field(True, description="also score other ways to predict, on the test set, every round")
 
 
+class DeploymentConfig(Section):
+    """A federation over several machines; without effect where all clients are in one process."""
+
+    wait: float = Field(600.0, gt=0, description="seconds to wait for the clients before the first round")
+    deadline: float = Field(3600.0, gt=0, description="seconds that clients have for a round")
+    grace: float = Field(90.0, ge=0, description="seconds to wait in a round for a client whose node went away")
+    quorum: float = Field(0.5, gt=0, le=1, description="share of the clients asked that must answer, or the run stops")
+    attempts: int = Field(3, ge=1, description="how often a client is asked in a round if its process dies")
+    max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
+
+
 class Config(Section):
     """A complete run."""
 
@@ -198,6 +209,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
 
     def build_methods(self) -> dict[str, Method]:
@@ -221,6 +233,7 @@ class Config(Section):
         for path in PLACES:
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
+        table.pop("deployment")
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
 
     def to_toml(self) -> str:

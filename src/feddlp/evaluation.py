@@ -23,16 +23,16 @@ class Accuracy:
 
 
 def accuracy(correct: Tensor, samples: Tensor) -> Accuracy | None:
-    """Summarise K clients; those without samples are left out, None where no client has any.
+    """Summarise K clients; those without samples or not scored are left out, None where no client is left.
 
     Args:
-        correct, samples: [K] counts.
+        correct, samples: [K] counts; a correct of -1 stands for not scored.
     """
-    held = samples > 0
+    held = (samples > 0) & (correct >= 0)
     if not held.any():
         return None
     share = correct[held].double() / samples[held].double() * 100
-    pooled = correct.sum().item() / samples.sum().item() * 100
+    pooled = correct[held].sum().item() / samples[held].sum().item() * 100
     return Accuracy(
         pooled,
         share.mean().item(),

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Protocol
 from feddlp import materials as preparation
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
+from feddlp.federation.host import Host, Lane
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import Federation, Lane, planned_rounds
+from feddlp.federation.rounds import Clients, Federation, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
-from feddlp.records import RunFolder, environment
+from feddlp.records import ROSTER, RunFolder, environment
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -37,21 +38,32 @@ class Entry(NamedTuple):
     config: Config
 
 
+def lanes_of(entries: Sequence[Entry], name: str) -> list[Lane]:
+    """The runs that train side by side, a lane each."""
+    return [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
+
+
 def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Reporter) -> None:
-    """All rounds of one method that are not yet in the folders, a checkpoint after each.
+    """All rounds of one method that are not yet in the folders, its clients in this process.
 
     Several entries train side by side, a lane each; they stand at the same round, and their methods differ in
     `methods.base.STACKABLE` fields only.
     """
-    reset_peak()
-    config = entries[0].config
-    lanes = [Lane(entry.config.seed, entry.config.build_methods()[name]) for entry in entries]
     folders = [entry.folder.checkpoint(name) for entry in entries]
-    federation = Federation(lanes, materials.backbone, materials.prompts, materials.data, config.training, folders)
+    training = entries[0].config.training
+    host = Host(lanes_of(entries, name), materials.backbone, materials.prompts, materials.data, training, folders)
+    federation = play_rounds(entries, name, host, reporter)
+    welcome(entries, name, federation, host, materials)
+
+
+def play_rounds(entries: Sequence[Entry], name: str, clients: Clients, reporter: Reporter) -> Federation:
+    """All rounds of one method that are not yet in the folders, a checkpoint after each, wherever the clients are."""
+    reset_peak()
+    federation = Federation(lanes_of(entries, name), clients, entries[0].config.training)
     restore(federation, entries, name)
-    reporter.method_started(name, federation.rounds, federation.steps(), federation.round)
+    reporter.method_started(name, federation.rounds, clients.steps(), federation.round)
     if federation.round < federation.rounds:
-        reporter.note(f"{name}: {federation.plan.describe(federation.side_by_side)}")
+        reporter.note(f"{name}: {clients.describe()}")
         for folder, _ in entries:
             folder.forget_newcomers(name)
     for lane, start in enumerate(federation.score_start()):
@@ -60,12 +72,11 @@ def play(entries: Sequence[Entry], name: str, materials: Materials, reporter: Re
         results = federation.play_round(reporter.stepped)
         rows = [round_row(name, lane, federation, result) for lane, result in enumerate(results)]
         for lane, (folder, _) in enumerate(entries):
-            clients = client_rows(name, lane, federation, results[lane])
-            folder.record_round(rows[lane], clients, rank_row(name, lane, federation, results[lane]))
-            blocks = federation.stores[lane].flush()
-            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), blocks, federation.wave)
+            table = client_rows(name, lane, federation, results[lane])
+            folder.record_round(rows[lane], table, rank_row(name, lane, federation, results[lane]))
+            folder.save_checkpoint(name, federation.round, federation.state_dict(lane), *clients.keep(lane))
         reporter.round_finished(rows[0])
-    welcome(entries, name, federation, materials)
+    return federation
 
 
 def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None:
@@ -73,17 +84,16 @@ def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None
     found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
     if found:
         federation.load_state_dict(found[0][0], [state for _, state in found])
-    for entry, store in zip(entries, federation.stores, strict=True):
+    for lane, entry in enumerate(entries):
         if state := entry.folder.checkpoint_state(name):
-            store.load(state["clients"])
-            federation.wave = federation.wave or state["wave"]
+            federation.clients.restore(lane, state["clients"], state["wave"])
 
 
-def welcome(entries: Sequence[Entry], name: str, federation: Federation, materials: Materials) -> None:
+def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: Host, materials: Materials) -> None:
     """The clients that join at the end, once for each folder."""
     waiting = [entry.folder for entry in entries if name not in entry.folder.read_newcomers()]
     if materials.newcomers and waiting:
-        rows = join(federation, materials.newcomers, entries[0].config.training.newcomer_epochs)
+        rows = join(host, federation.order(), materials.newcomers, entries[0].config.training.newcomer_epochs)
         for (folder, config), row in zip(entries, rows, strict=True):
             if folder in waiting:
                 folder.record_newcomers({"method": name, "seed": config.seed, **row})
@@ -139,6 +149,8 @@ def run(config: Config, reporter: Reporter) -> RunFolder:
 def resume(path: Path, reporter: Reporter) -> RunFolder:
     """Go on where a run was interrupted; a finished run stays as it is."""
     folder = RunFolder.open(path)
+    if (folder.path / ROSTER).exists():
+        raise UserError(f"{path}: its clients are on other machines; go on with: feddlp federate resume {path}")
     reporter.run_started(folder.path)
     config = load_config(folder.config)
     execute(Entry(folder, config), preparation.prepare(config, reporter), reporter)

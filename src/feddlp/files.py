@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,10 +33,24 @@ def sync_folder(path: Path) -> None:
         os.close(directory)
 
 
-def make_folder(path: Path) -> None:
+def create_private(path: Path, content: bytes) -> None:
+    """A new file that only its owner can read, from its first byte on; it is whole or not there.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:  # of mode 0600
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        os.link(file.name, path)  # unlike a rename, it replaces nothing
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
     """A folder with its parents, flushed."""
     if not path.exists():
-        path.mkdir(parents=True)
+        path.mkdir(mode, parents=True)
         sync_folder(path.parent)
         sync_folder(path.parent.parent)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from feddlp.data.cache import PixelCache, cache_root, cached_features
 from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
+from feddlp.data.folders import one_client
 from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.data.source import LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
-from feddlp.federation.rounds import FederatedData
+from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.hub import EMBEDDED
@@ -70,14 +71,28 @@ def pick_device(name: str) -> str:
     return name
 
 
-def prepare(config: Config, reporter: Reporter) -> Materials:
-    """Load and freeze the model, load the images once, deal them to the clients."""
-    source = datasets.find(config.data.dataset)
-    splits = deal_out(config, source.labels, source.clients, source.parts)
+class Share(NamedTuple):
+    """The natural clients of a federation whose images lie here, the others being elsewhere."""
+
+    clients: tuple[int, ...]  # who they are, in the order of their names
+    of: int  # how many clients the federation has
+    class_names: tuple[str, ...] = ()  # of the whole federation; empty: those found here
+
+
+def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> Materials:
+    """Load and freeze the model, load the images once, deal them to the clients.
+
+    Args:
+        share: where only some of the clients are here, with images of their own.
+    """
+    source = own_source(config, share) if share else datasets.find(config.data.dataset)
+    ids = share.clients if share else ()
+    splits = deal_out(config, source.labels, source.clients, source.parts, ids)
     say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
-    prompts = class_prompts(source.class_names, template)
+    class_names = (share and share.class_names) or source.class_names
+    prompts = class_prompts(class_names, template)
     backbone = load_backbone(
         config.model.checkpoint,
         config.model.adapt,
@@ -87,17 +102,17 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     encoded = encode_prompts(backbone, prompts)
     dataset = open_images(config, source, backbone, reporter)
     if dataset.left_out:
-        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts)
+        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts, ids)
         describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
         inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
-    labels = dataset.labels.to(backbone.device)
+    labels = among(class_names, source.class_names)[dataset.labels].to(backbone.device)
     partition = {
-        "class_names": list(source.class_names),
+        "class_names": list(class_names),
         "template": template,
-        "clients": class_counts(splits, dataset.labels.numpy(), len(source.class_names)),
+        "clients": class_counts(splits, labels.cpu().numpy(), len(class_names)),
         "newcomers": late,
     }
     if config.data.partition == "natural":
@@ -105,12 +120,47 @@ def prepare(config: Config, reporter: Reporter) -> Materials:
     return Materials(
         backbone=backbone,
         prompts=encoded,
-        data=client_data(inputs, labels, splits, members),
+        data=replace(client_data(inputs, labels, splits, members), ids=tuple(ids or members)),
         newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=partition,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
         left_out=dataset.left_out,
     )
+
+
+def own_source(config: Config, share: Share) -> Source:
+    """The images of natural clients that are here; a plain folder is one client's, and of all clients some are taken.
+
+    Raises:
+        UserError: data of more clients than `share` names, or of fewer.
+    """
+    kind, _, argument = config.data.dataset.partition(":")
+    source = one_client(argument) if kind == "folder" else datasets.find(config.data.dataset)
+    owners = source.clients or [source.name] * len(source.labels)
+    names = sorted(set(owners))
+    if len(names) == share.of > len(share.clients):
+        chosen = {names[client] for client in share.clients}
+        return source.without({index for index, owner in enumerate(owners) if owner not in chosen})
+    if len(names) != len(share.clients):
+        raise UserError(
+            f"{config.data.dataset} holds the images of {len(names)} client(s), and clients="
+            f"{','.join(map(str, share.clients))} names {len(share.clients)}; name one for each"
+        )
+    return replace(source, clients=owners)
+
+
+def among(class_names: Sequence[str], found: Sequence[str]) -> torch.Tensor:
+    """Where the classes found here stand among those of the federation.
+
+    Raises:
+        UserError: one that the federation does not have.
+    """
+    if strange := [name for name in found if name not in class_names]:
+        raise UserError(
+            f"{len(strange)} class(es) are none of the federation's {len(class_names)}: {', '.join(strange[:5])}; "
+            "rename or remove them"
+        )
+    return torch.tensor([list(class_names).index(name) for name in found])
 
 
 def open_images(config: Config, source: Source, backbone: Backbone, reporter: Reporter) -> Dataset:
@@ -174,8 +224,10 @@ def client_data(
     return FederatedData(tuple(ids), *parts)
 
 
-def deal_out(config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = ()) -> list[ClientSplit]:
-    """Partition and split as the configuration says."""
+def deal_out(
+    config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = (), ids: Sequence[int] = ()
+) -> list[ClientSplit]:
+    """Partition and split as the configuration says. ids: who the clients are, if not 0, 1, ..."""
     data = config.data
     if data.newcomers >= data.clients:
         raise UserError(
@@ -202,6 +254,7 @@ def deal_out(config: Config, labels: Any, owners: Sequence[str] = (), parts: Seq
         seed=data.partition_seed,
         owners=owners,
         parts=parts if data.splits == "official" else (),
+        ids=ids,
     )
 
 

@@ -44,6 +44,7 @@ from feddlp.errors import UserError
 from feddlp.files import append, checksum, make_folder, write_atomically
 
 FORMAT = 3
+ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
 STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
     "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from feddlp.evaluation import accuracy
+from feddlp.federation.host import FederatedData
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import FederatedData
 from feddlp.methods import registry
 from feddlp.methods.feddat import FedDAT
 from feddlp.methods.feddlp import FedDLP
@@ -43,7 +43,11 @@ def finished(make_federation):
 def cohort_of(federation, data, lane=0):
     lane = federation.lanes[lane]
     slots = [Slot(client, lane.seed, lane.method) for client in data.ids]
-    return Cohort(slots, federation.backbone, federation.prompts)
+    return Cohort(slots, federation.clients.backbone, federation.clients.prompts)
+
+
+def joined(federation, newcomers, epochs):
+    return join(federation.clients, federation.order(), newcomers, epochs)
 
 
 def scored(correct, data):
@@ -53,7 +57,7 @@ def scored(correct, data):
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_every_method_welcomes_newcomers_with_the_agreed_keys(name, finished, newcomers):
     method = registry()[name]()
-    (row,) = join(finished(method, 1), newcomers, 2)
+    (row,) = joined(finished(method, 1), newcomers, 2)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert row.keys() == KEYS
     assert row["clients"] == 2
@@ -64,7 +68,7 @@ def test_every_method_welcomes_newcomers_with_the_agreed_keys(name, finished, ne
 
 def test_zero_shot_is_the_frozen_model_and_received_the_servers_adapter(finished, newcomers):
     federation = finished(FLoRA(**LEARNED), 3)
-    (row,) = join(federation, newcomers, 1)
+    (row,) = joined(federation, newcomers, 1)
     visitor = cohort_of(federation, newcomers)
     frozen = visitor.correct(newcomers.test, 64, lambda f, batch: {"": f.frozen(batch, {})})[""]
     assert row["zero_shot"] == scored(frozen, newcomers)
@@ -78,7 +82,7 @@ def test_zero_shot_is_the_frozen_model_and_received_the_servers_adapter(finished
 )
 def test_tuned_is_the_methods_own_prediction_after_each_epoch(method, finished, newcomers):
     federation = finished(method)
-    (row,) = join(federation, newcomers, 2)
+    (row,) = joined(federation, newcomers, 2)
     cohort = cohort_of(federation, newcomers)
     cohort.download(federation.servers[0].shared)
     cohort.start_round(1.0)
@@ -90,8 +94,8 @@ def test_tuned_is_the_methods_own_prediction_after_each_epoch(method, finished, 
 
 def test_a_newcomer_does_the_same_alone_and_in_company(finished, newcomers):
     federation = finished(FedDLP(**LEARNED))
-    (both,) = join(federation, newcomers, 2)
-    alone = [join(federation, newcomers.select([k]), 2)[0] for k in (0, 1)]
+    (both,) = joined(federation, newcomers, 2)
+    alone = [joined(federation, newcomers.select([k]), 2)[0] for k in (0, 1)]
     sizes = newcomers.test.sizes().tolist()
     for stage in range(2):
         correct = sum(row["tuned"][stage]["pooled"] * n for row, n in zip(alone, sizes, strict=True))
@@ -101,17 +105,17 @@ def test_a_newcomer_does_the_same_alone_and_in_company(finished, newcomers):
 def test_joining_leaves_the_federation_as_it_was_to_the_bit(finished, newcomers):
     federation = finished(FedDLP(**LEARNED))
     before = whole_state(federation)
-    first, second = (join(federation, newcomers, 2) for _ in range(2))
+    first, second = (joined(federation, newcomers, 2) for _ in range(2))
     assert first == second
     assert all(torch.equal(value, before[name]) for name, value in whole_state(federation).items())
 
 
 def test_lanes_welcome_as_federations_of_their_own(finished, newcomers):
     lanes = [(0, FLoRA(lr=0.02)), (1, FLoRA(lr=0.003))]
-    together = join(finished(lanes), newcomers, 2)
+    together = joined(finished(lanes), newcomers, 2)
     apart = []
     for seed, method in lanes:
-        (row,) = join(finished(method, seed=seed), newcomers, 2)
+        (row,) = joined(finished(method, seed=seed), newcomers, 2)
         apart.append(row)
     assert together == apart
     assert len({json.dumps(row) for row in apart}) == 2
@@ -119,16 +123,16 @@ def test_lanes_welcome_as_federations_of_their_own(finished, newcomers):
 
 def test_newcomers_of_a_federation_that_took_ranks_away_have_all_of_theirs(finished, newcomers):
     federation = finished(FedDLP(compact=True, gate_threshold=0.4, lr=0.02), 3)
-    (row,) = join(federation, newcomers, 1)
+    (row,) = joined(federation, newcomers, 1)
     assert row["tuned"][0] is not None
 
 
 def test_where_nothing_is_shared_the_others_do_not_matter(finished, newcomers):
     """Local: whatever became of the clients of the federation, newcomers do the same."""
     federation = finished(Local(**LEARNED))
-    (row,) = join(federation, newcomers, 1)
+    (row,) = joined(federation, newcomers, 1)
     assert row["received"] is None
     assert row["tuned"][0] != row["zero_shot"]
     moved = {name: value + 1 for name, value in everyone(federation).state_dict().items()}
-    federation.stores[0].put("moved", range(3), moved)
-    assert join(federation, newcomers, 1) == [row]
+    federation.clients.stores[0].put("moved", range(3), moved)
+    assert joined(federation, newcomers, 1) == [row]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from feddlp.federation import rounds
+from feddlp.federation import host
 from feddlp.federation.rows import sum_active
 from feddlp.methods import registry
 from feddlp.methods.fedclip import FedCLIP
@@ -59,7 +59,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(stop, make_federation):
 def test_the_server_averages_by_training_samples(make_federation):
     federation = make_federation(FLoRA())
     federation.play_round()
-    weights = federation.data.train.sizes().double()
+    weights = federation.clients.data.train.sizes().double()
     for leaf, value in everyone(federation).theta["adapter"].items():
         expected = torch.einsum("k,k...->...", weights / weights.sum(), value.detach().double()).float()
         torch.testing.assert_close(federation.servers[0].shared["adapter"][leaf], expected)
@@ -89,7 +89,7 @@ def test_a_method_that_trains_nothing_is_scored_once(make_federation):
 
 def test_several_local_epochs_differ_in_order_and_count_as_steps(make_federation):
     one, two = make_federation(FLoRA()), make_federation(FLoRA(), local_epochs=2)
-    assert two.steps() == 2 * one.steps() == 6
+    assert two.clients.steps() == 2 * one.clients.steps() == 6
     steps = []
     two.play_round(lambda: steps.append(1))
     assert len(steps) == 6
@@ -197,7 +197,7 @@ def test_who_sits_out_stays_as_it_was_and_scores_as_it_did(method, make_federati
         before = [clients_state(federation, client) for client in range(3)]
         (result,) = federation.play_round()
         assert result.participated.sum() == 1
-        now, data = everyone(federation), federation.data
+        now, data = everyone(federation), federation.clients.data
         fresh = {part: now.correct(getattr(data, part), 64)[""] for part in ("validation", "test")}
         assert torch.equal(result.test_correct, fresh["test"])
         assert torch.equal(result.validation_correct, fresh["validation"])
@@ -233,7 +233,7 @@ def test_the_server_averages_what_was_reported_and_nothing_else(averaging, make_
         before = {leaf: value.clone() for leaf, value in federation.servers[0].shared["adapter"].items()}
         (result,) = federation.play_round()
         counts.add(int(result.reported.sum()))
-        sizes = federation.data.train.sizes() if averaging == "samples" else torch.ones(3)
+        sizes = federation.clients.data.train.sizes() if averaging == "samples" else torch.ones(3)
         weights = (sizes * result.reported).double()
         assert (result.bytes_up > 0).equal(result.reported)
         assert (result.bytes_down > 0).equal(result.participated)
@@ -339,7 +339,7 @@ def test_diagnostics_change_nothing(method, make_federation):
 
 def test_received_is_the_servers_adapter_scored_before_anybody_trains(make_federation):
     federation = make_federation(FLoRA(lr=0.05), "text", local_epochs=3)
-    visitor, data = everyone(make_federation(FLoRA(), "text")), federation.data.test
+    visitor, data = everyone(make_federation(FLoRA(), "text")), federation.clients.data.test
     found, expected, trained = [], [], []
     for _ in range(4):
         visitor.download(federation.servers[0].shared)
@@ -361,7 +361,7 @@ def test_diagnostics_are_those_of_the_participants(make_federation):
     for _ in range(3):
         (result,) = federation.play_round()
         (client,) = result.participated.nonzero()[:, 0].tolist()
-        samples = federation.data.test.sizes()[client].item()
+        samples = federation.clients.data.test.sizes()[client].item()
         assert result.diagnostics["local"] == pytest.approx(100 * result.test_correct[client].item() / samples)
         assert result.diagnostics.keys() == {"predicted", "received", "local", "global", "combined", "ensemble"}
     assert result.diagnostics["predicted"] == result.diagnostics["local"]
@@ -390,28 +390,28 @@ def test_before_the_first_round_one_client_stands_in_for_all(name, common, make_
     method = FedDLP(inference="ensemble") if name == "feddlp" else registry()[name]()
     federation = make_federation([(0, method), (1, method)], "both", exact=True, participation=0.4)
     if common:
-        test = replace(federation.data.test, indices=federation.data.test.indices[:1] * 3)
-        federation.data = replace(federation.data, test=test)
+        test = replace(federation.clients.data.test, indices=federation.clients.data.test.indices[:1] * 3)
+        federation.clients.data = replace(federation.clients.data, test=test)
     for lane, start in enumerate(federation.score_start()):
         cohort = everyone(federation, lane)
-        assert torch.equal(start.test_correct, cohort.correct(federation.data.test, 2)[""])
-        assert torch.equal(start.validation_correct, cohort.correct(federation.data.validation, 2)[""])
+        assert torch.equal(start.test_correct, cohort.correct(federation.clients.data.test, 2)[""])
+        assert torch.equal(start.validation_correct, cohort.correct(federation.clients.data.validation, 2)[""])
 
 
 def test_clients_that_begin_unlike_are_scored_one_by_one(make_federation, monkeypatch):
     """A private attention over features acts from the start, and differently at each client."""
-    assert rounds.begin_alike(FedDLP())
-    assert rounds.begin_alike(FedCLIP())
+    assert host.begin_alike(FedDLP())
+    assert host.begin_alike(FedCLIP())
     monkeypatch.setattr(FedCLIP, "shared", ())
-    assert not rounds.begin_alike(FedCLIP())
+    assert not host.begin_alike(FedCLIP())
     federation = make_federation([(0, FedCLIP())], "image", exact=True, participation=0.4)
     (start,) = federation.score_start()
-    assert torch.equal(start.test_correct, everyone(federation, 0).correct(federation.data.test, 2)[""])
+    assert torch.equal(start.test_correct, everyone(federation, 0).correct(federation.clients.data.test, 2)[""])
 
 
 def test_the_start_is_scored_without_validation_samples(make_federation):
     federation = make_federation(GATED, "text", participation=0.4)
-    none = replace(federation.data.validation, indices=(torch.empty(0, dtype=torch.int64),) * 3)
-    federation.data = replace(federation.data, validation=none)
+    none = replace(federation.clients.data.validation, indices=(torch.empty(0, dtype=torch.int64),) * 3)
+    federation.clients.data = replace(federation.clients.data, validation=none)
     (start,) = federation.score_start()
     assert not start.validation_correct.any()

@@ -105,7 +105,7 @@ def check_sums(row, clients, federation):
 
 
 def held(federation):
-    return {part: getattr(federation.data, part).sizes().tolist() for part in ("train", "validation", "test")}
+    return {part: getattr(federation.clients.data, part).sizes().tolist() for part in ("train", "validation", "test")}
 
 
 def check_ranks(row, clients, known, ranks, federation):
@@ -116,7 +116,7 @@ def check_ranks(row, clients, known, ranks, federation):
         return
     strict(ranks)
     assert ranks.keys() == {"method", "seed", "round", "clients", "active", "ranks"}
-    assert ranks["active"].keys() == ranks["ranks"].keys() <= federation.backbone.sites.keys()
+    assert ranks["active"].keys() == ranks["ranks"].keys() <= federation.clients.backbone.sites.keys()
     assert sum(ranks["ranks"].values()) == row["gates"]
     totals = [sum(counts[k] for counts in ranks["active"].values()) for k in range(len(clients))]
     assert [client["active_ranks"] for client in clients] == totals
@@ -171,8 +171,8 @@ def test_who_sat_out_does_not_count_in_the_mean_loss(make_federation):
 def test_clients_without_samples_of_a_kind_leave_the_cell_empty(make_federation):
     federation = make_federation(FLoRA(), "text")
     (result,) = federation.play_round()
-    empty = replace(federation.data.test, indices=tuple(torch.empty(0, dtype=torch.int64) for _ in range(3)))
-    federation.data = replace(federation.data, test=empty, validation=empty)
+    none = torch.zeros(3, dtype=torch.int64)
+    federation.roster = replace(federation.roster, test=none, validation=none)
     row = round_row("flora", 0, federation, replace(result, test_correct=torch.zeros(3, dtype=torch.int64)))
     assert row["test"] is None
     assert row["validation"] is None

@@ -75,7 +75,8 @@ def same_clients(one, many, lane):
 def test_the_order_of_clients_only_permutes(make_federation):
     straight, turned = (make_federation(FedDLP(lr=0.01), "text", exact=True, wave=2) for _ in range(2))
     order = [2, 0, 1]
-    turned.data = turned.data.select(order)
+    turned.clients.data = turned.clients.data.select(order)
+    turned.roster = turned.clients.roster
     for _ in range(2):
         (expected,), (found,) = straight.play_round(), turned.play_round()
         assert torch.equal(found.test_correct, expected.test_correct[order])
@@ -92,7 +93,7 @@ def test_resumed_from_files_equals_uninterrupted_to_the_bit(wave, make_federatio
         undisturbed.play_round()
         going.play_round()
         going = resume(make_federation(LANES, "text", participation=0.7, wave=0), going, tmp_path)
-        assert going.wave == wave
+        assert going.clients.wave == wave
     for lane in range(2):
         state = whole_state(going, lane)
         assert all(torch.equal(value, state[name]) for name, value in whole_state(undisturbed, lane).items())
@@ -101,7 +102,7 @@ def test_resumed_from_files_equals_uninterrupted_to_the_bit(wave, make_federatio
 def test_who_never_took_part_has_no_entry(make_federation):
     federation = make_federation(FedDLP(), "text", participation=0.4)
     (result,) = federation.play_round()
-    assert list(federation.stores[0].where) == result.participated.nonzero()[:, 0].tolist()
+    assert list(federation.clients.stores[0].where) == result.participated.nonzero()[:, 0].tolist()
 
 
 # The memory budget
@@ -110,7 +111,7 @@ def test_who_never_took_part_has_no_entry(make_federation):
 def test_activations_are_counted_and_grow_with_the_batch(make_federation):
     federation = make_federation(FLoRA(), "image")
     cohort = everyone(federation)
-    small, large = (kept_bytes(cohort, next(federation.data.train.in_order(size))) for size in (2, 8))
+    small, large = (kept_bytes(cohort, next(federation.clients.data.train.in_order(size))) for size in (2, 8))
     assert small > 0
     assert large == pytest.approx(4 * small, rel=0.1)
 
@@ -118,25 +119,25 @@ def test_activations_are_counted_and_grow_with_the_batch(make_federation):
 def test_any_batch_fits_the_plan_though_the_largest_client_has_one_class(make_federation):
     """Captions of the batch alone are encoded, so that a client of many classes needs more than one of many samples."""
     federation = make_federation(FLoRA(objective="in_batch"), "text", wave=0)
-    train = federation.data.train
+    train = federation.clients.data.train
     labels = train.labels.clone()
     labels[train.indices[0]] = 0
     labels[train.indices[2][:4]] = torch.arange(4)
-    federation.data = replace(federation.data, train=replace(train, labels=labels))
+    federation.clients.data = replace(federation.clients.data, train=replace(train, labels=labels))
     for row in range(3):
-        batch = next(federation.data.train.select([row]).in_order(4))
-        cohort = federation.cohort(Wave(torch.tensor([0]), torch.tensor([row])), ())
-        assert kept_bytes(cohort, batch) <= federation.plan.activation_mib * 2**20
+        batch = next(federation.clients.data.train.select([row]).in_order(4))
+        cohort = federation.clients.cohort(Wave(torch.tensor([0]), torch.tensor([row])), ())
+        assert kept_bytes(cohort, batch) <= federation.clients.plan.activation_mib * 2**20
 
 
 def test_a_wave_is_what_the_memory_allows(make_federation, monkeypatch):
     roomy = make_federation(FLoRA(), "image", wave=0)
-    assert roomy.side_by_side == 3
-    state, activations = (value * 2**20 for value in (roomy.plan.state_mib, roomy.plan.activation_mib))
+    assert roomy.clients.side_by_side == 3
+    state, activations = (value * 2**20 for value in (roomy.clients.plan.state_mib, roomy.clients.plan.activation_mib))
     client = waves.STATE_COPIES * state + waves.ACTIVATION_COPIES * activations
     monkeypatch.setattr(waves, "free_bytes", lambda device: (2.5 * client + 3 * state) / waves.AUTO_SHARE)
     tight = make_federation(FLoRA(), "image", wave=0)
-    assert tight.side_by_side == 2
+    assert tight.clients.side_by_side == 2
     monkeypatch.setattr(waves, "free_bytes", lambda device: 0.5 * client)
     with pytest.raises(UserError, match=r"memory_limit=auto leaves .* lower training\.batch_size=4"):
         make_federation(FLoRA(), "image", wave=0).play_round()
@@ -144,7 +145,7 @@ def test_a_wave_is_what_the_memory_allows(make_federation, monkeypatch):
 
 def test_a_limit_counts_what_is_there_already(make_federation, monkeypatch):
     monkeypatch.setattr(waves, "used_bytes", lambda device: 2**30)
-    assert make_federation(FLoRA(), "text", wave=0, memory_limit=2.0).side_by_side == 3
+    assert make_federation(FLoRA(), "text", wave=0, memory_limit=2.0).clients.side_by_side == 3
     with pytest.raises(UserError, match=r"memory_limit=1GiB leaves 0 MiB"):
         make_federation(FLoRA(), "text", wave=0, memory_limit=1.0).play_round()
 
@@ -155,6 +156,6 @@ def test_a_limit_counts_what_is_there_already(make_federation, monkeypatch):
 )
 def test_clients_wait_on_the_disk_where_they_are_many(store, clients, on_disk, make_federation):
     federation = make_federation(FLoRA(), "text", client_store=store)
-    batch = next(federation.data.train.select([0]).in_order(4))
-    probe = Cohort([Slot(0, 0, federation.lanes[0].method)], federation.backbone, federation.prompts)
+    batch = next(federation.clients.data.train.select([0]).in_order(4))
+    probe = Cohort([Slot(0, 0, federation.lanes[0].method)], federation.clients.backbone, federation.clients.prompts)
     assert waves.make_plan(probe, batch, clients, federation.training).on_disk == on_disk

@@ -37,7 +37,7 @@ def test_every_method_is_looked_at_here():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_steps_in_order_and_each_adapter_alone(name, make_federation):
     cohort = everyone(make_federation(registry()[name]()))
-    batch = next(make_federation(Local()).data.train.in_order(4))
+    batch = next(make_federation(Local()).clients.data.train.in_order(4))
     before, order = snapshot(cohort), []
     for adapter, loss in cohort.method.losses(cohort.forward, batch):
         order.append(adapter)
@@ -186,7 +186,7 @@ def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, 
         federation = make_federation(registry()[name](average_of="products", reset_optimizer=True), "text", exact=True)
         for _ in range(2):
             federation.play_round()
-        batch = next(federation.data.test.in_order(4))
+        batch = next(federation.clients.data.test.in_order(4))
         cohort = everyone(federation)
         played.append(cohort.method.predict(cohort.forward, batch))
     torch.testing.assert_close(*played, rtol=0, atol=1e-9)
@@ -196,7 +196,7 @@ def test_signs_of_the_factors_of_a_product_do_not_matter(name, make_federation, 
 def test_prediction_uses_the_named_adapter(name, make_federation):
     federation = make_federation(registry()[name]())
     federation.play_round()
-    batch = next(federation.data.test.in_order(4))
+    batch = next(federation.clients.data.test.in_order(4))
     cohort = everyone(federation)
     f = cohort.forward
     assert torch.equal(cohort.method.predict(f, batch), f.frozen(batch, EXPECTED[name][2]))
@@ -205,7 +205,7 @@ def test_prediction_uses_the_named_adapter(name, make_federation):
 def test_the_global_adapter_is_taught_by_the_local_one_as_just_updated(make_federation):
     """The cohort steps between the two losses, so the second loss sees the first step."""
     cohort = everyone(make_federation(FedDLP(lr=0.05)))
-    batch = next(make_federation(Local()).data.train.in_order(4))
+    batch = next(make_federation(Local()).clients.data.train.in_order(4))
     losses = cohort.method.losses(cohort.forward, batch)
     name, loss = next(losses)
     theta = cohort.theta[name]

@@ -251,7 +251,7 @@ def test_adapters_of_a_view_add_up_and_none_disturbs_another(exact_backbones, ex
     kinds = {"a": LoRA(2), "b": GatedLoRA(3, layers="attention_out"), "c": FeatureAttention("neutral")}
     theta = {}
     for seed, (name, adapter) in enumerate(kinds.items()):
-        starts = [initial(adapter, backbone, k, name, k) for k in range(3)]
+        starts = [initial(adapter, backbone.sites, k, name, k) for k in range(3)]
         theta[name] = {leaf: value.double() for leaf, value in stack(starts).items()}
         scatter(theta[name], 0.02, seed)
     f = Forward(backbone, kinds, theta, exact_prompts)

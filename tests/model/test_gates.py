@@ -153,8 +153,8 @@ def test_thresholds_of_trials_reach_their_own_clients(make_federation):
 
 def lanes_of(federation):
     """Every client of every lane side by side."""
-    lanes, rows = torch.ones(len(federation.lanes), len(federation.data.ids)).nonzero().unbind(1)
-    return federation.cohort(Wave(lanes, rows), federation.stores)
+    lanes, rows = torch.ones(len(federation.lanes), len(federation.clients.data.ids)).nonzero().unbind(1)
+    return federation.clients.cohort(Wave(lanes, rows), federation.clients.stores)
 
 
 def test_gates_start_normal_or_at_one_and_only_at_linear_layers():

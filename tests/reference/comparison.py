@@ -20,7 +20,7 @@ def twins(fast: Federation, clip: nn.Module, tower: str) -> tuple[list[Client], 
     kind = next(name for name, known in registry().items() if type(method) is known)
 
     def start(key, owner):
-        values = initial(method.adapters()[key], fast.backbone, 0, key, owner)
+        values = initial(method.adapters()[key], fast.clients.sites, 0, key, owner)
         return {leaf: value.double() for leaf, value in values.items()}
 
     starts = [

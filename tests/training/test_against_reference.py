@@ -163,7 +163,7 @@ def both_played(plain_clip, make_federation, backbones, prompts, digits):
         fast = make_federation(method, tower, exact=True, diagnostics=False, **protocol)
         clients, server = twins(fast, plain_clip, tower)
         pixels = (digits.images - backbones["image"].pixel_mean) / backbones["image"].pixel_std
-        parts = (list(part.indices) for part in (fast.data.train, fast.data.test))
+        parts = (list(part.indices) for part in (fast.clients.data.train, fast.clients.data.test))
         task = Task(pixels, digits.labels, tokens, *parts, fast.training, 0)
         scores = federate(clients, server, task)
         for _ in range(fast.training.rounds):
@@ -216,7 +216,7 @@ def assert_same_records(played):
     living = {layer: [int((gate != 0).sum()) for gate in gates] for layer, gates in twin_gates(played).items()}
     assert {layer: active.tolist() for layer, active in played.result.active.items()} == living
     assert played.result.test_correct.tolist() == played.scores
-    cohort, test = played.cohort, played.fast.data.test
+    cohort, test = played.cohort, played.fast.clients.data.test
     logits = cohort.method.predict(cohort.forward, next(test.in_order(128)))
     for k, rows in enumerate(test.indices):
         expected = predict(played.clients[k], played.task.samples(rows))

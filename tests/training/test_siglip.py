@@ -13,7 +13,8 @@ from feddlp.data import datasets
 from feddlp.data.batches import ClientData
 from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.prompts import class_prompts
-from feddlp.federation.rounds import FederatedData, Federation, Lane
+from feddlp.federation.host import FederatedData, Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.hyperparameters import build_method
 from feddlp.model.checkpoint import load_backbone
 from holdings import everyone
@@ -38,7 +39,8 @@ def federation(checkpoints):
         prompts = encode_prompts(backbone, class_prompts(dataset.class_names, dataset.template))
         training = TrainingConfig(rounds=2, batch_size=4, wave=3, diagnostics=False)
         lanes = [Lane(0, build_method(name, fields))]
-        return Federation(lanes, backbone, prompts, FederatedData((0, 1, 2), *parts), training), images
+        host = Host(lanes, backbone, prompts, FederatedData((0, 1, 2), *parts), training)
+        return Federation(lanes, host, training), images
 
     return make
 
@@ -58,9 +60,9 @@ def test_rounds_equal_the_slow_twin(name, tower, fields, federation, checkpoints
     fast, images = federation(name, tower, fields)
     model = SiglipModel.from_pretrained(checkpoints["siglip"], dtype=torch.float64).eval()
     clients, server = twins(fast, model, tower)
-    pixels = (images - fast.backbone.pixel_mean) / fast.backbone.pixel_std
-    parts = (list(part.indices) for part in (fast.data.train, fast.data.test))
-    task = Task(pixels, fast.data.train.labels, fast.prompts.tokens, *parts, fast.training, 0)
+    pixels = (images - fast.clients.backbone.pixel_mean) / fast.clients.backbone.pixel_std
+    parts = (list(part.indices) for part in (fast.clients.data.train, fast.clients.data.test))
+    task = Task(pixels, fast.clients.data.train.labels, fast.clients.prompts.tokens, *parts, fast.training, 0)
     scores = federate(clients, server, task)
     for _ in range(fast.training.rounds):
         (result,) = fast.play_round()
@@ -70,7 +72,7 @@ def test_rounds_equal_the_slow_twin(name, tower, fields, federation, checkpoints
             own = {leaf: value[number].detach() for leaf, value in theta.items()}
             assert_same(own, as_fast(model, client.leaves(key)))
     assert result.test_correct.tolist() == scores
-    logits = cohort.method.predict(cohort.forward, next(fast.data.test.in_order(128)))
+    logits = cohort.method.predict(cohort.forward, next(fast.clients.data.test.in_order(128)))
     expected = torch.stack(
         [predict(client, task.samples(rows)) for client, rows in zip(clients, task.test, strict=True)]
     )

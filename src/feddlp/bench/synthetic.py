@@ -21,7 +21,7 @@ from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel
 from feddlp.data.batches import ClientData
 from feddlp.data.features import image_features
 from feddlp.data.prompts import Prompts
-from feddlp.federation.rounds import FederatedData
+from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Adapt, Backbone
 from feddlp.model.checkpoint import load_config
 from feddlp.model.family import END_OF_TEXT, family_of

@@ -19,7 +19,8 @@ from feddlp.bench.synthetic import (
 from feddlp.config import TrainingConfig
 from feddlp.data.prompts import Prompts
 from feddlp.errors import UserError
-from feddlp.federation.rounds import FederatedData, Federation, Lane
+from feddlp.federation.host import FederatedData, Host, Lane
+from feddlp.federation.rounds import Federation
 from feddlp.materials import pick_device
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Backbone
@@ -43,7 +44,8 @@ class Workload:
 
     def federation(self) -> Federation:
         training = TrainingConfig(batch_size=self.options.batch_size, diagnostics=False)
-        return Federation([Lane(0, self.method)], self.backbone, self.prompts, self.data, training)
+        lanes = [Lane(0, self.method)]
+        return Federation(lanes, Host(lanes, self.backbone, self.prompts, self.data, training), training)
 
     def first_client(self) -> Cohort:
         """The first client alone, as it begins."""

@@ -40,6 +40,22 @@ def reporting(console: Console, again: str = "") -> Iterator[PlainReporter]:
         raise StoppedByUser(way_on) from None
 
 
+@contextmanager
+def needing(command: str, extra: str) -> Iterator[None]:
+    """Imports that only an extra of the package makes possible."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        way_out = f'install it with: pip install "feddlp[{extra}]"'
+        raise UserError(f"feddlp {command} needs the extra {extra}; {way_out}") from error
+
+
+def help_alone(context: typer.Context) -> None:
+    """A group of commands without one of them shows its help."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 def complain(failed: dict[str, str], again: str) -> None:
     """End with an error where runs failed, after all that could be shown was shown."""
     if failed:

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from feddlp.commands.common import Debug, named
+from feddlp.commands.common import Debug, help_alone, named
 
-app = typer.Typer(help="Look at image collections.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look at image collections.", rich_markup_mode=None)
 
 
-@app.callback()
-def options() -> None:
+@app.callback(invoke_without_command=True)
+def options(context: typer.Context) -> None:
     """Look at image collections."""
+    help_alone(context)
 
 
 @app.command()

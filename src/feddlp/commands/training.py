@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,14 +37,19 @@ def run(
     from feddlp.config import load_config
     from feddlp.printing import print_finished
 
-    files = [word for word in words or [] if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"{files[1]!r} is a second configuration file; give one file, and key=value for the rest")
-    config = load_config(Path(files[0]) if files else None, [word for word in words or [] if "=" in word])
+    config = load_config(*split_words(words or []))
     console = Console()
     with reporting(console) as reporter:
         folder = experiment.run(config, reporter)
     print_finished(folder, console)
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """A configuration file, if there is one, and the overrides."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"{files[1]!r} is a second configuration file; give one file, and key=value for the rest")
+    return Path(files[0]) if files else None, [word for word in words if "=" in word]
 
 
 def resume(path: RunPath, debug: Debug = False) -> None:

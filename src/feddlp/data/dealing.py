@@ -33,6 +33,7 @@ def deal(
     seed: int = 1,
     owners: Sequence[str] = (),
     parts: Sequence[Part] = (),
+    ids: Sequence[int] = (),
 ) -> list[ClientSplit]:
     """Partition and cut: what every client trains on, validates on and is tested on.
 
@@ -44,6 +45,7 @@ def deal(
         owners: the natural client of each sample, for the natural partition.
         parts: the official split of each sample, where that is to be kept. Its test part is every client's test set
             (of a natural client, its own samples in it), and the others are dealt; `test_set` has no say then.
+        ids: who the clients are, by which their cuts are addressed; 0, 1, ... where left out.
 
     The other arguments and the errors are those of `partition`.
     """
@@ -72,12 +74,17 @@ def deal(
         if common is None:
             raise
         raise UserError(f"{error} (the common test set took {len(common)} of {len(array)} samples first)") from None
+    known = ids or range(clients)
     shares = {"test_share": test_share if common is None else 0.0, "validation_share": validation_share}
     if parts and name == "natural":
         return [
-            keep_test(held, client, official, validation_share, seed, strata) for client, held in enumerate(holdings)
+            keep_test(held, client, official, validation_share, seed, strata)
+            for client, held in zip(known, holdings, strict=True)
         ]
-    own = [split(remaining[held], client, **shares, seed=seed, strata=strata) for client, held in enumerate(holdings)]
+    own = [
+        split(remaining[held], client, **shares, seed=seed, strata=strata)
+        for client, held in zip(known, holdings, strict=True)
+    ]
     return own if common is None else [replace(client, test=common) for client in own]
 
 

@@ -53,21 +53,29 @@ def folder(argument: str) -> Source:
 def clients(argument: str) -> Source:
     """clients:PATH, one sub-folder per client, and in each one sub-folder per class."""
     root = existing_folder("clients", argument)
+    return owned(f"clients:{argument}", root, sub_folders(root), lonely(root), least=2)
+
+
+def one_client(argument: str) -> Source:
+    """A folder as of folder:PATH whose images are all of one client, be they of one class only."""
+    root = existing_folder("folder", argument)
+    return owned(f"folder:{argument}", root, [root], [], least=1)
+
+
+def owned(given: str, root: Path, clients: Sequence[Path], stray: Sequence[LeftOut], least: int) -> Source:
+    """The images of some clients, each with a sub-folder for each of its classes."""
     found = [
-        (client.name, kind.name, one)
-        for client in sub_folders(root)
-        for kind in sub_folders(client)
-        for one in files_below(kind)
+        (client.name, kind.name, one) for client in clients for kind in sub_folders(client) for one in files_below(kind)
     ]
     taken = [(client, kind, one) for client, kind, one in found if not isinstance(one, LeftOut)]
-    stray = [one for place in (root, *sub_folders(root)) for one in lonely(place)]
-    ignored = [*stray, *(one for *_, one in found if isinstance(one, LeftOut))]
+    beside = [*stray, *(one for client in clients for one in lonely(client))]
+    ignored = [*beside, *(one for *_, one in found if isinstance(one, LeftOut))]
     order = sorted({kind for _, kind, _ in taken})
-    check_classes(f"clients:{argument}", {name: [one for _, kind, one in taken if kind == name] for name in order})
+    check_classes(given, {name: [one for _, kind, one in taken if kind == name] for name in order}, least)
     return Source(
         root.resolve().name,
         [order.index(kind) for _, kind, _ in taken],
-        readable_names(f"clients:{argument}", order),
+        readable_names(given, order),
         pictures=[one for *_, one in taken],
         clients=[client for client, *_ in taken],
         ignored=ignored,
@@ -147,11 +155,11 @@ def found_among(entries: Sequence[Path]) -> Found:
                 yield ClosedFolder(entry, error.strerror or str(error))
 
 
-def check_classes(given: str, classes: Mapping[str, Sequence[Picture]]) -> None:
-    """Refuse fewer than two classes, and any without an image."""
-    if len(classes) < 2:
+def check_classes(given: str, classes: Mapping[str, Sequence[Picture]], least: int = 2) -> None:
+    """Refuse fewer than `least` classes, and any without an image."""
+    if len(classes) < least:
         raise UserError(
-            f"data.dataset={given} has {len(classes)} class folder(s), at least 2 are needed; "
+            f"data.dataset={given} has {len(classes)} class folder(s), at least {least} are needed; "
             "put the images of each class in a sub-folder of its own"
         )
     if empty := [name for name, files in classes.items() if not files]:

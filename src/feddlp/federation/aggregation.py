@@ -15,6 +15,8 @@ from feddlp.model.adapters import Theta
 class Average(Protocol):
     """A mean over clients that is fed a few of them at a time, so that memory does not grow with their number."""
 
+    total: float  # weight of all clients so far
+
     def add(self, theta: Theta, weights: Tensor) -> None:
         """Some more clients: leaves [W, ...] and their weights [W] >= 0, for example training samples."""
         ...

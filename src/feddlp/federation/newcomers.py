@@ -10,25 +10,28 @@ from torch import Tensor
 
 from feddlp.data.batches import Batch
 from feddlp.evaluation import accuracy
-from feddlp.federation.rounds import FederatedData, Federation
+from feddlp.federation.host import FederatedData, Host, Order
 from feddlp.federation.waves import EVALUATION_BATCH, Wave, split
 from feddlp.model.adapters import View
 from feddlp.model.forward import Forward
 from feddlp.training.cohort import Cohort, Slot
 
 
-def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[str, Any]]:
+def join(host: Host, order: Order, data: FederatedData, epochs: int) -> list[dict[str, Any]]:
     """Welcome new clients in every lane of a finished federation.
+
+    Args:
+        order: what its servers hold in the end.
 
     Returns:
         For each lane the test accuracies, in %: of the frozen model ("zero_shot"), of the shared adapter as it arrives
         ("received", None where nothing is shared), and of the method's own prediction after each of `epochs` epochs of
         local training ("tuned").
     """
-    lanes, width = len(federation.lanes), len(data.ids)
+    lanes, width = len(host.lanes), len(data.ids)
     stages: list[dict[str, Tensor]] = []
-    for wave in in_waves(federation, data):
-        for stage, scores in enumerate(welcome(federation, wave, data, epochs)):
+    for wave in in_waves(host, data):
+        for stage, scores in enumerate(welcome(host, order, wave, data, epochs)):
             if stage == len(stages):
                 stages.append({name: torch.zeros(lanes, width, dtype=torch.int64) for name in scores})
             for name, correct in scores.items():
@@ -49,18 +52,18 @@ def join(federation: Federation, data: FederatedData, epochs: int) -> list[dict[
     ]
 
 
-def in_waves(federation: Federation, data: FederatedData) -> Iterator[Wave]:
+def in_waves(host: Host, data: FederatedData) -> Iterator[Wave]:
     """All newcomers of all lanes."""
-    lanes, rows = torch.ones(len(federation.lanes), len(data.ids)).nonzero().unbind(1)
-    return split(lanes, rows, data.train.sizes(), federation.wave or federation.plan.wave)
+    lanes, rows = torch.ones(len(host.lanes), len(data.ids)).nonzero().unbind(1)
+    return split(lanes, rows, data.train.sizes(), host.wave or host.plan.wave)
 
 
-def welcome(federation: Federation, wave: Wave, data: FederatedData, epochs: int) -> Iterator[dict[str, Tensor]]:
+def welcome(host: Host, order: Order, wave: Wave, data: FederatedData, epochs: int) -> Iterator[dict[str, Tensor]]:
     """Test samples that a wave of newcomers gets right: as they arrive, and after each epoch. [W] each"""
-    lanes = [federation.lanes[lane] for lane in wave.lanes.tolist()]
+    lanes = [host.lanes[lane] for lane in wave.lanes.tolist()]
     slots = [Slot(data.ids[row], *lane) for row, lane in zip(wave.rows.tolist(), lanes, strict=True)]
-    cohort, mine = Cohort(slots, federation.backbone, federation.prompts), data.select(wave.rows.tolist())
-    federation.download(cohort, wave)
+    cohort, mine = Cohort(slots, host.backbone, host.prompts), data.select(wave.rows.tolist())
+    host.download(cohort, wave, order)
     views: dict[str, View] = {"zero_shot": {}}
     if cohort.method.shared:
         views["received"] = cohort.method.shared[0]
@@ -70,5 +73,5 @@ def welcome(federation: Federation, wave: Wave, data: FederatedData, epochs: int
 
     yield cohort.correct(mine.test, EVALUATION_BATCH, arriving)
     for epoch in range(epochs if cohort.adapters else 0):
-        cohort.fit(mine.train.shuffled(federation.training.batch_size, cohort.owners, federation.round, epoch))
+        cohort.fit(mine.train.shuffled(host.training.batch_size, cohort.owners, order.round, epoch))
         yield cohort.correct(mine.test, EVALUATION_BATCH)

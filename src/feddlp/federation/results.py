@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feddlp.federation.waves import Wave
 from feddlp.memory import peak_mib
 
 
@@ -38,23 +39,32 @@ class Found:
 
     lanes: Tensor
     rows: Tensor
-    reports: Tensor
     losses: Mapping[str, Tensor]
-    diagnostics: Mapping[str, Tensor]
-    test_sizes: Tensor
+    diagnostics: Mapping[str, Tensor]  # test samples predicted rightly in other ways
+    correct: Mapping[str, Tensor]  # samples predicted rightly, by part of the data
+    active: Mapping[str, Tensor]  # gates that are not zero, by "adapter/site"
     bytes_down: Tensor
-    bytes_up: Tensor
+    bytes_up: Tensor  # if the report arrives
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
+NOBODY = Found(_NONE, _NONE, {}, {}, {}, {}, _NONE, _NONE)
 
 
 def join(parts: Sequence[Found]) -> Found:
-    """Several waves as one."""
-    return Found(**{field.name: cat([getattr(part, field.name) for part in parts]) for field in fields(Found)})
+    """Several waves as one. One whose clients had nothing to train on, or to test, counts as 0."""
+    sizes = [len(part.rows) for part in parts]
+    return Found(**{field.name: cat([getattr(part, field.name) for part in parts], sizes) for field in fields(Found)})
 
 
-def cat(values: Sequence[Any]) -> Any:
+def cat(values: Sequence[Any], sizes: Sequence[int]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
-    return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+    like = {name: value[name] for value in values for name in value}
+    return {
+        name: torch.cat([v[name] if name in v else some.new_zeros(n) for v, n in zip(values, sizes, strict=True)])
+        for name, some in like.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,20 @@ class Known:
         for name, values in self.state_dict(lane).items():
             values.copy_(state[name])
 
-    def result(self, lane: int, found: Found, **about: Any) -> RoundResult:
-        """One lane's part of a round."""
+    def score(self, wave: Wave, correct: Mapping[str, Tensor]) -> None:
+        """Some clients' samples predicted rightly."""
+        for part, hits in correct.items():
+            self.correct[part][wave] = hits
+
+    def update(self, found: Found) -> None:
+        """What a wave of clients became."""
+        wave = Wave(found.lanes, found.rows)
+        self.score(wave, found.correct)
+        for key, counts in found.active.items():
+            self.active[key][wave] = counts
+
+    def result(self, lane: int, found: Found, reports: Tensor, test_sizes: Tensor, **about: Any) -> RoundResult:
+        """One lane's part of a round. reports, test_sizes: of all clients, [K]"""
         mine = found.lanes == lane
         rows, clients = found.rows[mine], self.correct["test"].shape[1]
 
@@ -89,11 +111,11 @@ class Known:
             whole[rows] = values[mine]
             return whole
 
-        samples = found.test_sizes[mine].sum().item()
+        samples = test_sizes[rows].sum().item()
         shares = {key: 100 * hits[mine].sum().item() / samples for key, hits in found.diagnostics.items() if samples}
         return RoundResult(
             participated=spread(torch.ones_like(mine), False),
-            reported=spread(found.reports, False),
+            reported=reports & spread(torch.ones_like(mine), False),
             losses={name: spread(loss, float("nan")) for name, loss in found.losses.items()},
             validation_correct=self.correct["validation"][lane].clone(),
             test_correct=self.correct["test"][lane].clone(),
@@ -101,7 +123,7 @@ class Known:
             active={key: active[lane].clone() for key, active in self.active.items()},
             ranks=self.ranks,
             bytes_down=spread(found.bytes_down, 0),
-            bytes_up=spread(found.bytes_up, 0),
+            bytes_up=spread(found.bytes_up, 0) * reports,
             peak_mib=peak_mib(),
             **about,
         )

@@ -20,11 +20,10 @@ Row = dict[str, Any]
 
 def round_row(name: str, lane: int, federation: Federation, result: RoundResult) -> Row:
     """One line of rounds.jsonl. Accuracies in %; bytes are the round's total, divided by the number of clients."""
-    data, (seed, method) = federation.data, federation.lanes[lane]
-    sites = federation.backbone.sites
-    clients = len(data.ids)
-    test = accuracy(result.test_correct, data.test.sizes())
-    validation = accuracy(result.validation_correct, data.validation.sizes())
+    roster, (seed, method) = federation.roster, federation.lanes[lane]
+    sites, clients = federation.clients.sites, len(roster.ids)
+    test = accuracy(result.test_correct, roster.test)
+    validation = accuracy(result.validation_correct, roster.validation)
     return {
         "method": name,
         "seed": seed,
@@ -32,7 +31,7 @@ def round_row(name: str, lane: int, federation: Federation, result: RoundResult)
         "test": test.as_dict() if test else None,
         "validation": validation.as_dict() if validation else None,
         "diagnostics": {key: round(value, 6) for key, value in result.diagnostics.items()},
-        "train_loss": mean_losses(result, data.train.sizes()),
+        "train_loss": mean_losses(result, roster.train),
         "parameters": trainable_parameters(method, sites),
         "parameters_sent": sent_parameters(method, sites),
         "clients": clients,
@@ -45,8 +44,7 @@ def round_row(name: str, lane: int, federation: Federation, result: RoundResult)
         "export_bytes": export_bytes(federation, result),
         "seconds": round(result.seconds, 3),
         "lanes": result.lanes,
-        "wave": federation.side_by_side,
-        "activation_mib": round(federation.plan.activation_mib, 3),
+        **federation.clients.load(),
         "peak_mib": round(result.peak_mib, 1),
     }
 
@@ -74,7 +72,7 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
     """Bytes of A and B of the ranks that are left, gates folded in, mean over clients; None without gates."""
     if not result.active:
         return None
-    sites, total = federation.backbone.sites, 0.0
+    sites, total = federation.clients.sites, 0.0
     for key, active in result.active.items():
         site = sites[site_only(key)]
         assert isinstance(site, LinearSite)
@@ -83,9 +81,9 @@ def export_bytes(federation: Federation, result: RoundResult) -> float | None:
 
 
 def client_rows(name: str, lane: int, federation: Federation, result: RoundResult) -> list[Row]:
-    """The rows of clients.csv for one round: of who took part, and before the first round of everybody."""
-    data = federation.data
-    sizes = {part: getattr(data, part).sizes() for part in ("train", "validation", "test")}
+    """The rows of clients.csv for one round: of who took part, and before the first round of all that were scored."""
+    roster = federation.roster
+    sizes = {"train": roster.train, "validation": roster.validation, "test": roster.test}
     active = sum_active(result.active) if result.active else None
     rows = []
     for k in listed(result).tolist():
@@ -97,7 +95,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
                 "method": name,
                 "seed": federation.lanes[lane].seed,
                 "round": result.round,
-                "client": data.ids[k],
+                "client": roster.ids[k],
                 **{f"{part}_samples": int(counts[k]) for part, counts in sizes.items()},
                 "validation_correct": int(result.validation_correct[k]),
                 "test_correct": correct,
@@ -115,7 +113,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
 
 def listed(result: RoundResult) -> Tensor:
     """The places of the clients that a round's records tell of."""
-    told = result.participated if result.round else torch.ones_like(result.participated)
+    told = result.participated if result.round else result.test_correct >= 0
     return told.nonzero()[:, 0]
 
 
@@ -128,7 +126,7 @@ def rank_row(name: str, lane: int, federation: Federation, result: RoundResult) 
         "method": name,
         "seed": federation.lanes[lane].seed,
         "round": result.round,
-        "clients": [federation.data.ids[k] for k in told.tolist()],
+        "clients": [federation.roster.ids[k] for k in told.tolist()],
         "active": {site_only(key): counts[told].tolist() for key, counts in result.active.items()},
         "ranks": {site_only(key): count for key, count in result.ranks.items()},
     }

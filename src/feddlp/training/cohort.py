@@ -16,7 +16,7 @@ from torch import Tensor
 from feddlp.data.batches import Batch, ClientData
 from feddlp.data.prompts import Prompts
 from feddlp.methods.base import Method, stacked
-from feddlp.model.adapters import Adapter, Theta
+from feddlp.model.adapters import Adapter, Site, Theta
 from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
 from feddlp.model.gates import GatedLoRA, keep, survivors
@@ -35,9 +35,9 @@ class Slot(NamedTuple):
     method: Method
 
 
-def initial(adapter: Adapter, backbone: Backbone, seed: int, name: str, owner: int | str) -> Theta:
+def initial(adapter: Adapter, sites: Mapping[str, Site], seed: int, name: str, owner: int | str) -> Theta:
     """One client's (or the server's) first adapter; depends on (seed, adapter name, owner, site) alone. No K axis."""
-    return adapter.init(backbone.sites, lambda site: generator(seed, "init", name, owner, site))
+    return adapter.init(sites, lambda site: generator(seed, "init", name, owner, site))
 
 
 def stack(thetas: Sequence[Theta]) -> Theta:
@@ -54,7 +54,7 @@ def beginning(slots: Sequence[Slot], backbone: Backbone) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, adapter in method.adapters().items():
         owners = [(slot.seed, "server" if name in method.shared else slot.client) for slot in slots]
-        starts = {owner: initial(adapter, backbone, owner[0], name, owner[1]) for owner in dict.fromkeys(owners)}
+        starts = {owner: initial(adapter, backbone.sites, owner[0], name, owner[1]) for owner in dict.fromkeys(owners)}
         theta = stack([starts[owner] for owner in owners])
         state |= {f"{name}/theta/{leaf}": v.to(trained_dtype(backbone.model.dtype)) for leaf, v in theta.items()}
         learning = [leaf for leaf in theta if method.learns(name, leaf)]

@@ -1,0 +1,137 @@
+"""What a message costs beyond training, and what it weighs, in a federation over Flower on this machine.
+
+    python benchmarks/flower_messages.py --rounds 4
+
+Two SuperNodes with five clients each; between one of them and the SuperLink stands a relay that counts bytes. A round's
+overhead is its seconds less those that the slower node trained. Cold: every message loads model and images anew
+(keep-warm=0). The first round is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import tempfile
+import threading
+from pathlib import Path
+
+from rich.console import Console
+
+from feddlp.config import Config, load_config
+from feddlp.federation.flower.local import LocalFederation
+from feddlp.federation.flower.processes import LOOPBACK
+from feddlp.federation.flower.serving import new_run
+from feddlp.progress import PlainReporter
+from feddlp.records import read_lines
+
+NODES = 2
+
+
+class Relay:
+    """Passes connections on to a port, and counts bytes: up to it, and down from it."""
+
+    def __init__(self, port: int):
+        self.target, self.counts = port, {"up": 0, "down": 0}
+        self.listener = socket.create_server((LOOPBACK, 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            near, _ = self.listener.accept()
+            far = socket.create_connection((LOOPBACK, self.target))
+            for pair in ((near, far, "up"), (far, near, "down")):
+                threading.Thread(target=self.pass_on, args=pair, daemon=True).start()
+
+    def pass_on(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        try:
+            while content := source.recv(65536):
+                self.counts[way] += len(content)
+                sink.sendall(content)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+class Measured(LocalFederation):
+    """The last node speaks through the relay."""
+
+    warm = True
+
+    def node_config(self, config: Config, node: int) -> dict[str, str]:
+        return super().node_config(config, node) | ({} if self.warm else {"keep-warm": "0"})
+
+    def start(self) -> None:
+        self.place.mkdir(parents=True)
+        self.start_link()
+        self.start_node(0)
+        self.relay, own = Relay(self.port), self.port
+        self.port = self.relay.port
+        self.start_node(1)
+        self.port = own
+
+
+class Clock(PlainReporter):
+    """Reads the relay when a round is over."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.rows, self.bytes = [], []
+
+    def round_finished(self, row) -> None:
+        self.rows.append(row)
+        self.bytes.append(dict(self.federation.relay.counts))
+
+
+def measure(rounds: int, adapt: str, warm: bool) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as place:
+        words = [f"training.rounds={rounds}", f"runs_dir={place}", "methods=feddlp", f"model.adapt={adapt}"]
+        folder, clock = new_run(load_config(None, words)), Clock()
+        clock.federation = federation = Measured(folder, NODES, clock)
+        federation.warm = warm
+        try:
+            federation.start()
+            federation.play()
+        finally:
+            federation.stop()
+        trained = slowest(folder.path)
+        later = range(1, rounds)
+        row = clock.rows[-1]
+        clients = row["clients"] / NODES
+        traffic = {
+            way: statistics.mean(clock.bytes[n][way] - clock.bytes[n - 1][way] for n in later) for way in ("up", "down")
+        }
+        return {
+            "round_s": statistics.mean(clock.rows[n]["seconds"] for n in later),
+            "overhead_s": statistics.mean(clock.rows[n]["seconds"] - trained[n] for n in later),
+            "up": traffic["up"],
+            "up_theory": 4 * row["parameters_sent"] * clients,
+            "down": traffic["down"],
+            "down_theory": 4 * row["parameters_sent"],
+        }
+
+
+def slowest(folder: Path) -> list[float]:
+    """Seconds that the slower node trained, by round."""
+    found: dict[int, float] = {}
+    for line in read_lines(folder / "events.jsonl"):
+        if line["event"] == "answered":
+            (about,) = line["said"]
+            round = int(about["subject"].split()[-1])
+            found[round] = max(found.get(round, 0.0), about["seconds"])
+    return [found[round] for round in sorted(found)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4)
+    rounds = parser.parse_args().rounds
+    for adapt in ("image", "both"):
+        for warm in (False, True):
+            print(json.dumps({"adapt": adapt, "warm": warm, **measure(rounds, adapt, warm)}))
+
+
+if __name__ == "__main__":
+    main()

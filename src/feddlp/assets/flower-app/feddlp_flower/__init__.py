@@ -1,0 +1,1 @@
+"""The app that Flower sends around; feddlp itself is installed everywhere."""

@@ -1,0 +1,5 @@
+"""A node."""
+
+from feddlp.federation.flower.app import client as app
+
+__all__ = ["app"]

@@ -1,0 +1,217 @@
+"""Commands of a federation over several machines: feddlp federate up | resume | link | node | run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from feddlp.commands.common import Debug, RunPath, StoppedByUser, help_alone, needing, quiet_libraries, reporting
+from feddlp.commands.training import split_words
+from feddlp.errors import UserError
+
+app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
+
+Nodes = Annotated[int, typer.Option("--nodes", help="SuperNodes that share the clients.")]
+Simulated = Annotated[bool, typer.Option("--simulation", help="Flower's simulation engine (ray) in their place.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A configuration file and overrides, in any order."),
+]
+Link = Annotated[str, typer.Option("--link", metavar="HOST:PORT", help="Where the SuperLink is.")]
+Keys = Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="Certificates, as feddlp keys makes them.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Without certificates, though not on this machine alone.")]
+Place = Annotated[Path, typer.Option("--place", metavar="DIR", help="Where Flower's own files may lie.")]
+PLACE = Path("federation")
+ADDRESS = "127.0.0.1:8000"
+
+
+@app.callback(invoke_without_command=True)
+def options(context: typer.Context) -> None:
+    """Run a federation over several machines, on Flower; see docs/flower.md."""
+    help_alone(context)
+
+
+@app.command()
+def up(words: Words = None, nodes: Nodes = 2, simulation: Simulated = False, debug: Debug = False) -> None:
+    """A complete federation on this machine, for trying out; ended when its run is, or with Ctrl-C.
+
+    \b
+    feddlp federate up --nodes 2                     the demo on two nodes
+    feddlp federate up my.toml training.rounds=5
+    """
+    quiet_libraries()
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.local import check_nodes
+        from feddlp.federation.flower.serving import new_run
+    from feddlp.config import load_config
+
+    config = load_config(*split_words(words or []))
+    check_nodes(nodes, config)
+    bring_to_its_end(new_run(config).path, nodes, simulation)
+
+
+@app.command()
+def resume(path: RunPath, debug: Debug = False) -> None:
+    """Go on with an interrupted run of `feddlp federate up`; it ends exactly as an undisturbed one.
+
+    \b
+    feddlp federate resume runs/demo
+    """
+    quiet_libraries()
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.local import shape_before
+    from feddlp.records import RunFolder
+
+    bring_to_its_end(path, *shape_before(RunFolder.open(path)))
+
+
+def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
+    """A federation around a run folder, its progress, and in the end its tables."""
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.local import federation
+    from feddlp.experiment import missing_rounds
+    from feddlp.printing import print_finished
+    from feddlp.records import RunFolder
+
+    folder, console = RunFolder.open(path), Console()
+    if not missing_rounds(folder):
+        print_finished(folder, console)
+        return
+    try:
+        with reporting(console) as reporter, federation(folder, nodes, reporter, simulation) as local:
+            local.play()
+    except StoppedByUser:
+        raise StoppedByUser(f"go on with: {shlex.join(['feddlp', 'federate', 'resume', str(path)])}") from None
+    print_finished(folder, console)
+
+
+@app.command()
+def link(
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """The server's side of the network: Flower's SuperLink, which also runs the server of each run.
+
+    \b
+    feddlp federate link --host 0.0.0.0 --keys keys
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    become(*machines.link(f"{host}:{port}", machines.trust(f"{host}:{port}", keys, insecure), place))
+
+
+@app.command()
+def node(
+    clients: Annotated[str, typer.Option(help="The clients whose images lie here: 3, 0-4 or 0-2,7.")],
+    state_dir: Annotated[Path, typer.Option(help="Where their private adapters are kept.")],
+    data: Annotated[str, typer.Option(help="Their images, as data.dataset: folder:PATH, clients:PATH, ...")] = "",
+    name: Annotated[str, typer.Option(help="What the records call this node; its key is DIR/NAME.key.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="The model, if it lies elsewhere than the configuration says.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    link: Link = ADDRESS,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone, for Flower's use.")] = 9094,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """One site: Flower's SuperNode with some of the clients.
+
+    \b
+    feddlp federate node --link fl.example.org:8000 --keys keys --name hospital-a \\
+        --clients 0 --data folder:/data/images --state-dir /var/lib/feddlp
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
+    settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
+    become(*machines.node(link, port, settings, machines.trust(link, keys, insecure), place))
+
+
+@app.command()
+def take(
+    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="A node's state-dir.")],
+    to: Annotated[Path, typer.Option("--to", metavar="RUN", help="The run folder to make.")],
+    run: Annotated[str, typer.Option("--run", help="Which run, if the node took part in several.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Make a run folder of what a node keeps of its clients, for feddlp export, predict and evaluate.
+
+    \b
+    feddlp federate take /var/lib/feddlp --to runs/here
+    feddlp export runs/here --client 0 --to client0
+    """
+    quiet_libraries()
+    with needing("federate", "flower"):
+        from feddlp.federation.flower.harvest import take as taken
+
+    folder = taken(state_dir, to, run)
+    print(f"{folder.path}: go on with: feddlp export {folder.path} --client N --to DIR")
+
+
+@app.command()
+def register(
+    key: Annotated[Path, typer.Argument(metavar="NAME.pub", help="A node's public key.")],
+    link: Link = ADDRESS,
+    keys: Keys = None,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """Let a node in: tell the SuperLink its public key.
+
+    \b
+    feddlp federate register hospital-a.pub --keys keys
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    if keys is None:
+        raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
+    become(*machines.register(link, key, machines.trust(link, keys, False), place))
+
+
+@app.command()
+def run(
+    words: Words = None,
+    go_on: Annotated[str, typer.Option("--resume", metavar="RUN", help="A run folder on the server's machine.")] = "",
+    link: Link = ADDRESS,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """Start a run on a SuperLink, and show what its server says; the run folder is made on the server's machine.
+
+    \b
+    feddlp federate run my.toml training.rounds=50 --link fl.example.org:8000 --keys keys
+    feddlp federate run --resume runs/demo
+    """
+    quiet_libraries()
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+        from feddlp.federation.flower.serving import check_fit
+    from feddlp.config import load_config
+
+    if go_on and words:
+        raise UserError(f"--resume {go_on} has its configuration; leave {words[0]!r} out")
+    config = load_config(*split_words(words or []))
+    check_fit(config)
+    what = {"run": go_on} if go_on else {"configuration": config.to_toml()}
+    become(*machines.run(link, what, machines.trust(link, keys, insecure), place))
+
+
+def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Go on as one of Flower's programs, which then has this terminal and gets its signals."""
+    os.execve(command[0], list(command), dict(variables))

@@ -1,0 +1,289 @@
+"""What is taken for good of what a node sends; nothing reaches the server's averages unchecked.
+
+Names, shapes, dtype, finiteness and size of every tensor; who speaks, of which round; counts that can be. A report
+that fails is refused as a whole, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from reprlib import repr as short
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from torch import Tensor
+
+from feddlp.federation.flower.parcels import Parcel, RefusedError
+from feddlp.federation.host import Report, Roster
+from feddlp.federation.results import Found
+from feddlp.federation.waves import Wave
+from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
+
+SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
+MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Counts = Annotated[list[Count], FailFast()]
+Text = Annotated[str, Field(max_length=MOST_NAME)]
+SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class Samples(Checked):
+    train: Counts
+    validation: Counts
+    test: Counts
+
+
+class Hello(Checked):
+    """Who a node is."""
+
+    name: Text
+    state: Text
+    clients: Counts = Field(min_length=1)
+    samples: Samples
+    checkpoint: Text
+    data: Text
+    class_names: Annotated[list[Text], FailFast()] = Field(max_length=MOST_CLASSES)
+    template: Text
+    dtype: Literal["float32", "float64", "bfloat16"]
+    sites: dict[str, list[Any]]
+    left_out: Count
+
+
+class Told(Checked):
+    """The facts of a report, a list entry for each client."""
+
+    clients: Counts = Field(min_length=1)
+    losses: dict[str, Annotated[list[float], FailFast()]]
+    diagnostics: dict[Text, Counts] = Field(max_length=MOST_WAYS)
+    correct: dict[Literal["validation", "test"], Counts]
+    active: dict[str, Counts]
+    bytes_down: Counts
+    bytes_up: Counts
+    seconds: float
+
+
+class Begun(Checked):
+    """The answer to "start"."""
+
+    clients: Counts = Field(min_length=1)
+    correct: dict[Literal["validation", "test"], Counts]
+
+
+def one_line(said: object) -> str:
+    """What somebody else says, for the record: printable, on one line, and not endless."""
+    text = str(said)[: 2 * MOST_SAID] if isinstance(said, str | Exception) else short(said)
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
+
+
+def parse(kind: type[Any], facts: Mapping[str, Any]) -> Any:
+    """Facts of one kind.
+
+    Raises:
+        RefusedError: a key that is missing or of another type.
+    """
+    try:
+        return kind.model_validate(facts)
+    except (ValidationError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
+        where = ".".join(map(str, first["loc"]))
+        raise RefusedError(f"its {kind.__name__.lower()} is wrong at {where or 'its root'}: {first['msg']}") from error
+
+
+def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
+    """Who a node says it is. clients: of the whole federation"""
+    hello: Hello = parse(Hello, facts)
+    check_clients(hello.clients, range(clients))
+    for part in ("train", "validation", "test"):
+        check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
+    try:
+        for values in hello.sites.values():
+            site_of(*values)
+    except (TypeError, KeyError, IndexError) as error:
+        raise RefusedError(f"its sites are none ({type(error).__name__}: {one_line(error)})") from error
+    return hello
+
+
+def site_of(kind: str, *values: Any) -> Site:
+    shape = tuple(values[0]) if kind == "WeightSite" else values
+    if not shape or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+        raise TypeError(f"sizes {short(shape)}")
+    site: Site = WeightSite(shape) if kind == "WeightSite" else SITES[kind](*shape)
+    return site
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What reports of a round must be like."""
+
+    method: str
+    round: int
+    shared: Mapping[str, Theta]  # what the server holds; uploads have its leaves, [W, ...] each
+    adapters: Collection[str]  # of the method, those that never travel too
+    ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
+    roster: Roster
+    max_norm: float = 0.0  # of a client's change; 0 = any
+
+    def most_bytes(self, clients: int) -> int:
+        """What the uploads of some clients may take."""
+        values = sum(leaf.numel() * leaf.element_size() for theta in self.shared.values() for leaf in theta.values())
+        return clients * values + sum(SLACK + 200 * len(theta) for theta in self.shared.values())
+
+
+def check_report(parcel: Parcel, asked: Sequence[int], expected: Expected) -> Report:
+    """A node's report of a round, for the clients that were asked.
+
+    Raises:
+        RefusedError: anything about it that cannot be.
+    """
+    for key in ("method", "round"):
+        if parcel.facts.get(key) != getattr(expected, key):
+            other = short(parcel.facts.get(key))
+            raise RefusedError(f"it is of {key} {other}, not of {getattr(expected, key)!r}: a replay")
+    told: Told = parse(Told, parcel.facts)
+    if sorted(told.clients) != sorted(asked):
+        raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
+    rows = torch.tensor([expected.roster.ids.index(client) for client in told.clients])
+    check_facts(told, rows, expected)
+    check_uploads(parcel.adapters, len(rows), expected)
+    found = Found(
+        lanes=torch.zeros_like(rows),
+        rows=rows,
+        losses=tensors(told.losses, torch.float32),
+        diagnostics=tensors(told.diagnostics, torch.int64),
+        correct=tensors(told.correct, torch.int64),
+        active=tensors(told.active, torch.int32),
+        bytes_down=torch.tensor(told.bytes_down),
+        bytes_up=torch.tensor(told.bytes_up),
+    )
+    return Report(found, parcel.adapters)
+
+
+def tensors(lists: Mapping[Any, list[Any]], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {str(key): torch.tensor(values, dtype=dtype) for key, values in lists.items()}
+
+
+def check_facts(told: Told, rows: Tensor, expected: Expected) -> None:
+    """Counts that are no more than there is to count."""
+    for kind in ("losses", "diagnostics", "correct", "active"):
+        for key, values in getattr(told, kind).items():
+            check_length(f"{kind}.{key}", values, len(rows))
+    check_length("bytes_down", told.bytes_down, len(rows))
+    check_length("bytes_up", told.bytes_up, len(rows))
+    if strange := told.losses.keys() - set(expected.adapters):
+        raise RefusedError(f"it has a loss of the unknown adapter {min(strange)!r}")
+    check_correct(told.correct, rows, expected.roster)
+    for key, values in told.diagnostics.items():
+        check_most(f"diagnostics.{key}", values, expected.roster.test[rows].tolist())
+    if told.active.keys() != expected.ranks.keys():
+        raise RefusedError(f"it counts gates at {len(told.active)} sites, {len(expected.ranks)} have some")
+    for key, values in told.active.items():
+        check_most(f"active.{key}", values, [expected.ranks[key]] * len(values))
+
+
+def check_correct(correct: Mapping[Any, list[int]], rows: Tensor, roster: Roster) -> None:
+    if set(correct) != {"validation", "test"}:
+        raise RefusedError(f"it scores {', '.join(map(str, correct)) or 'nothing'} in place of validation and test")
+    for part, hits in correct.items():
+        check_length(f"correct.{part}", hits, len(rows))
+        check_most(f"correct.{part}", hits, getattr(roster, part)[rows].tolist())
+
+
+def check_clients(clients: Sequence[int], known: Sequence[int]) -> None:
+    if len(set(clients)) < len(clients) or not set(clients) <= set(known):
+        raise RefusedError(f"clients {short(list(clients))} are repeated, or none of {known[0]}-{known[-1]}")
+
+
+def check_length(name: str, values: Sequence[Any], length: int) -> None:
+    if len(values) != length:
+        raise RefusedError(f"{name} has {len(values)} values for {length} clients")
+
+
+def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
+    if any(value > limit for value, limit in zip(values, most, strict=True)):
+        raise RefusedError(f"{name} counts {short(values)}, at most {short(list(most))} can be")
+
+
+def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected) -> None:
+    """Tensors that the server can average: the leaves that it holds, for so many clients, all finite."""
+    check_names("adapters", uploads, expected.shared)
+    for name, theta in uploads.items():
+        held = expected.shared[name]
+        check_names(f"adapter {name}", theta, held)
+        for leaf, value in theta.items():
+            check_tensor(f"{name}/{leaf}", value, (clients, *held[leaf].shape), held[leaf].dtype)
+    if expected.max_norm:
+        check_norm(uploads, expected)
+
+
+def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    extra, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
+    if extra or missing:
+        listed = [f"has the unknown {name!r}" for name in sorted(extra)[:1]]
+        listed += [f"lacks {name!r}" for name in sorted(missing)[:1]]
+        raise RefusedError(f"{what} {' and '.join(listed)}")
+
+
+def check_tensor(name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise RefusedError(f"{name} has the shape {tuple(value.shape)}, not {tuple(shape)}")
+    if value.dtype != dtype:
+        raise RefusedError(f"{name} is of {value.dtype}, not {dtype}")
+    if not value.isfinite().all():
+        raise RefusedError(f"{name} holds NaN or infinity")
+
+
+def check_download(sent: Mapping[str, Theta], expected: Mapping[str, Theta]) -> None:
+    """What a server sends, before a node lets its clients learn from it.
+
+    Raises:
+        RefusedError: other adapters than those that the method shares, or values that are not finite.
+    """
+    check_names("adapters", sent, expected)
+    for name, theta in sent.items():
+        check_names(f"adapter {name}", theta, expected[name])
+        for leaf, value in theta.items():
+            held = expected[name][leaf]
+            check_tensor(f"{name}/{leaf}", value, held.shape, held.dtype)
+
+
+def check_norm(uploads: Mapping[str, Theta], expected: Expected) -> None:
+    """The change of each client, all adapters together, within the bound."""
+    squares = sum(
+        (value.double() - expected.shared[name][leaf].double()).square().flatten(1).sum(1)
+        for name, theta in uploads.items()
+        for leaf, value in theta.items()
+    )
+    largest = math.sqrt(float(torch.as_tensor(squares).max())) if uploads else 0.0
+    if largest > expected.max_norm:
+        raise RefusedError(
+            f"a client's change has the norm {largest:.3g}, more than deployment.max_norm={expected.max_norm:g}"
+        )
+
+
+def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roster) -> tuple[Wave, dict[str, Tensor]]:
+    """A node's answer to how its clients begin.
+
+    Raises:
+        RefusedError: anything about it that cannot be.
+    """
+    if parcel.facts.get("method") != method:
+        raise RefusedError(f"it is of method {short(parcel.facts.get('method'))}, not of {method!r}")
+    told: Begun = parse(Begun, parcel.facts)
+    check_clients(told.clients, roster.ids)
+    if not set(asked) <= set(told.clients):
+        raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
+    for part, hits in told.correct.items():
+        check_length(f"correct.{part}", hits, len(told.clients))
+    places = [told.clients.index(client) for client in asked]
+    rows = torch.tensor([roster.ids.index(client) for client in asked])
+    correct = {part: [hits[place] for place in places] for part, hits in told.correct.items()}
+    check_correct(correct, rows, roster)
+    return Wave(torch.zeros_like(rows), rows), tensors(correct, torch.int64)

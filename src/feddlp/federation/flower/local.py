@@ -1,0 +1,219 @@
+"""A complete federation on this machine, for trying out: a SuperLink, SuperNodes and a run, in its run folder.
+
+runs/<name>/federation/
+    link.db, link.log, flwr/     of the SuperLink
+    federation.json              how many nodes
+    node-0/, node-0.log          state folder of a SuperNode, and what it says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from feddlp.config import Config, load_config
+from feddlp.errors import UserError
+from feddlp.experiment import Reporter
+from feddlp.federation.flower.events import Follower
+from feddlp.federation.flower.processes import (
+    LOOPBACK,
+    Running,
+    environment,
+    free_ports,
+    program,
+    start,
+    submit,
+    wait_until_up,
+    write_connection,
+    write_settings,
+)
+from feddlp.federation.flower.settings import spell
+from feddlp.files import make_folder, write_atomically
+from feddlp.records import RunFolder, read_json
+
+SHAPE = "federation.json"  # what a resumed run begins with again: its clients are in the state folders of its nodes
+FOLLOW = 0.2  # seconds between two looks at the events
+SERVER_WITHIN = 180.0  # seconds in which the server must show itself
+
+
+@dataclass
+class LocalFederation:
+    """The processes of a federation around a run folder.
+
+    Args:
+        folder: of the run.
+        nodes: how many SuperNodes share its clients.
+        simulated: by Flower's simulation engine (ray), in place of SuperNodes.
+    """
+
+    folder: RunFolder
+    nodes: int
+    reporter: Reporter
+    simulated: bool = False
+    running: dict[str, Running] = field(default_factory=dict)
+    port: int = 0
+
+    @property
+    def place(self) -> Path:
+        return self.folder.path.absolute() / "federation"
+
+    @property
+    def home(self) -> Path:
+        return self.place / "flwr"
+
+    def start(self) -> None:
+        """Everything but the run."""
+        self.start_link()
+        for node in range(0 if self.simulated else self.nodes):
+            self.start_node(node)
+
+    def start_link(self) -> None:
+        (self.port,) = free_ports(1)
+        write_connection(self.home, f"{LOOPBACK}:{self.port}")
+        command = [program("flower-superlink"), "--insecure", "--disable-runtime-dependency-installation"]
+        command += ["--host", LOOPBACK, "--port", str(self.port), "--database", str(self.place / "link.db")]
+        command += ["--simulation"] * self.simulated
+        variables = environment(self.home) | self.simulated_settings()
+        self.running["link"] = start("the SuperLink", command, self.place / "link.log", variables)
+        wait_until_up(self.running["link"], self.port)
+        self.reporter.note(f"SuperLink on {LOOPBACK}:{self.port}; logs in {self.place}")
+
+    def simulated_settings(self) -> dict[str, str]:
+        """What SuperNodes have in their node-config and simulated ones in their environment."""
+        config = load_config(self.folder.config)
+        found = {"STATE_DIR": str(self.place), "DATA": config.data.dataset, "DEVICE": config.model.device}
+        return {f"FEDDLP_{key}": value for key, value in found.items()} if self.simulated else {}
+
+    def engine_options(self) -> list[str]:
+        if not self.simulated:
+            return []
+        return ["--federation-config", f"num-supernodes={self.nodes} client-resources-num-cpus=1"]
+
+    def start_node(self, node: int) -> None:
+        """A SuperNode; the one before it, if there was one, is ended."""
+        if before := self.running.get(f"node-{node}"):
+            before.stop()
+        config = load_config(self.folder.config)
+        (port,) = free_ports(1)
+        command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOOPBACK}:{self.port}"]
+        name = f"node-{node}"
+        settings = write_settings(self.place / f"{name}.toml", self.node_config(config, node))
+        command += ["--port", str(port), "--node-config", str(settings)]
+        self.running[name] = start(name, command, self.place / f"{name}.log", environment(self.home))
+
+    def node_config(self, config: Config, node: int) -> dict[str, str]:
+        """A share of the clients, with the data of the configuration."""
+        clients = range(node * config.data.clients // self.nodes, (node + 1) * config.data.clients // self.nodes)
+        return {
+            "name": f"node-{node}",
+            "clients": spell(tuple(clients)).replace(" ", ""),
+            "data": config.data.dataset,
+            "state-dir": str(self.place / f"node-{node}"),
+            "device": config.model.device,
+        }
+
+    def play(self) -> None:
+        """Submit the run and tell the reporter how it goes on, to its end.
+
+        Raises:
+            UserError: it failed, or one of the processes that it cannot do without died.
+        """
+        follower = Follower(self.folder.path / "events.jsonl", self.reporter)
+        submit(self.place, {"run": str(self.folder.path.absolute())}, *self.engine_options())
+        began, told = time.monotonic(), set[str]()
+        while follower.ended is None:
+            time.sleep(FOLLOW)
+            self._look_after(told)
+            lost = self._server_is_lost(follower, began)
+            follower.follow()
+            if lost and follower.ended is None:
+                log = self.running["link"].log
+                raise UserError(f"the server's process died; its log is {log}; go on with: {self.again}")
+        how, why = follower.ended
+        if how == "failed":
+            raise UserError(f"{why}; to go on: {self.again}")
+
+    def _look_after(self, told: set[str]) -> None:
+        """Name what died; without the SuperLink there is no going on."""
+        for name, process in self.running.items():
+            if process.ended and name not in told:
+                told.add(name)
+                if name == "link":
+                    raise UserError(f"the SuperLink died; its log {process.log} ends: {process.tail()}; {self.again}")
+                self.reporter.warn(f"{name} died; its log is {process.log}")
+
+    def _server_is_lost(self, follower: Follower, began: float) -> bool:
+        if follower.server is None:
+            return time.monotonic() - began > SERVER_WITHIN
+        try:
+            os.kill(follower.server, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    @property
+    def again(self) -> str:
+        return f"feddlp federate resume {self.folder.path}"
+
+    def stop(self) -> None:
+        """End what was started here, and nothing else."""
+        for process in reversed(list(self.running.values())):
+            process.stop()
+
+
+def check_nodes(nodes: int, config: Config) -> None:
+    if not 1 <= nodes <= config.data.clients:
+        raise UserError(
+            f"--nodes {nodes} cannot share data.clients={config.data.clients}; use 1 to {config.data.clients}"
+        )
+
+
+@contextlib.contextmanager
+def federation(folder: RunFolder, nodes: int, reporter: Reporter, simulated: bool = False) -> Iterator[LocalFederation]:
+    """A federation that is up, and taken down whatever happens."""
+    check_nodes(nodes, load_config(folder.config))
+    found = LocalFederation(folder, nodes, reporter, simulated)
+    with alone(found.place):
+        write_atomically(found.place / SHAPE, json.dumps({"nodes": nodes, "simulated": simulated}).encode())
+        try:
+            found.start()
+            yield found
+        finally:
+            found.stop()
+
+
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Two federations never share a folder.
+
+    Raises:
+        UserError: there is one around this folder.
+    """
+    make_folder(place)
+    try:
+        with FileLock(place / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{place} is in use by another feddlp process; wait for it or stop it") from error
+
+
+def shape_before(folder: RunFolder) -> tuple[int, bool]:
+    """With how many nodes the federation of a run was begun, and whether they were simulated.
+
+    Raises:
+        UserError: there was none on this machine.
+    """
+    found = read_json(folder.path / "federation" / SHAPE)
+    if found is None:
+        raise UserError(
+            f"{folder.path} is no run of feddlp federate up; go on with feddlp resume {folder.path}, or on a "
+            "SuperLink with feddlp federate run --resume"
+        )
+    return int(found["nodes"]), bool(found["simulated"])

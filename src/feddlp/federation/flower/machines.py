@@ -1,0 +1,117 @@
+"""Flower's programs for real machines, each with the options that a federation needs.
+
+Without certificates they speak to this machine alone, unless somebody says that it is to be insecure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from feddlp.errors import UserError
+from feddlp.federation.flower.processes import (
+    environment,
+    program,
+    submission,
+    write_connection,
+    write_settings,
+)
+from feddlp.federation.flower.settings import MOST_CLIENTS, read_settings
+from feddlp.files import make_folder
+
+Command = tuple[list[str], dict[str, str]]
+
+
+class Trust(NamedTuple):
+    """Certificates, or the knowledge that there are none."""
+
+    keys: Path | None
+
+    def file(self, name: str) -> str:
+        """The path of one of the folder's files.
+
+        Raises:
+            UserError: it is not there.
+        """
+        assert self.keys is not None
+        path = self.keys.absolute() / name
+        if not path.is_file():
+            raise UserError(f"--keys {self.keys} has no {name}; make it with: feddlp keys, or bring it here")
+        return str(path)
+
+
+def trust(address: str, keys: Path | None, insecure: bool) -> Trust:
+    """What to trust when listening on or speaking to an address, such as "fl.example.org:8000".
+
+    Raises:
+        UserError: another machine, without certificates.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{address!r} is no address; write HOST:PORT, as fl.example.org:8000")
+    if keys is None and not insecure and not is_loopback(host.strip("[]")):
+        raise UserError(
+            f"{host} is not this machine alone, and there are no certificates; make them with feddlp keys and give "
+            "--keys DIR, or say --insecure"
+        )
+    return Trust(keys)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def link(address: str, trusted: Trust, place: Path) -> Command:
+    """The SuperLink."""
+    host, _, port = address.rpartition(":")
+    make_folder(place)
+    command = [program("flower-superlink"), "--host", host.strip("[]"), "--port", port]
+    command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
+    if trusted.keys is None:
+        command.append("--insecure")
+    else:
+        command += ["--ssl-ca-certfile", trusted.file("ca.crt"), "--ssl-certfile", trusted.file("server.crt")]
+        command += ["--ssl-keyfile", trusted.file("server.key"), "--enable-supernode-auth"]
+    return command, environment(place.absolute() / "flwr")
+
+
+def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, place: Path) -> Command:
+    """A SuperNode.
+
+    Args:
+        port: of this machine, for Flower's own use.
+        settings: its node-config; see `settings`.
+    """
+    read_settings(settings, {}, MOST_CLIENTS)
+    make_folder(place)
+    file = write_settings(place.absolute() / f"node-{port}.toml", {key: text for key, text in settings.items() if text})
+    command = [program("flower-supernode"), "--superlink", address, "--port", str(port), "--node-config", str(file)]
+    if trusted.keys is None:
+        command.append("--insecure")
+    else:
+        if not settings.get("name"):
+            raise UserError(f"--keys {trusted.keys} needs --name, the name of this node's key")
+        command += ["--root-certificates", trusted.file("ca.crt")]
+        command += ["--auth-supernode-private-key", trusted.file(f"{settings['name']}.key")]
+    return command, environment(place.absolute() / "flwr")
+
+
+def register(address: str, key: Path, trusted: Trust, place: Path) -> Command:
+    """The command that lets a node in."""
+    if not key.is_file():
+        raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
+    home = place.absolute() / "flwr"
+    write_connection(home, address, Path(trusted.file("ca.crt")))
+    return [program("flwr"), "supernode", "register", str(key), "feddlp", "--name", key.stem], environment(home)
+
+
+def run(address: str, run_config: Mapping[str, str], trusted: Trust, place: Path) -> Command:
+    """The command that starts a run, and shows its server's log."""
+    home = place.absolute() / "flwr"
+    write_connection(home, address, Path(trusted.file("ca.crt")) if trusted.keys else None)
+    return submission(place.absolute(), run_config, "--stream"), environment(home)

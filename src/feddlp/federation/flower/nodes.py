@@ -1,0 +1,158 @@
+"""Which nodes are there, and which clients are at home on them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import RecordDict
+
+from feddlp.federation.flower.checks import Hello, one_line, parse_hello
+from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
+from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost, Post
+from feddlp.federation.flower.registry import Registry
+from feddlp.federation.flower.settings import spell
+from feddlp.federation.host import Roster
+from feddlp.materials import Reporter
+
+Clock = Callable[[], float]
+NO_ADAPTERS = 0  # bytes of them in a hello
+REPEAT = 60.0  # seconds before a node that was refused is asked again
+
+
+@dataclass
+class Home:
+    """A node that holds some of the clients."""
+
+    node: int
+    name: str
+    state: str  # identity of its state folder
+    clients: tuple[int, ...]
+    at_work: Letter | None = None
+    not_before: float = 0.0  # when it may be asked
+
+    def __str__(self) -> str:
+        return f"node {self.name!r} (clients {spell(self.clients)})"
+
+
+@dataclass
+class Nodes:
+    """The nodes of one run.
+
+    Args:
+        greeting: what every node is asked when it appears.
+        clients: of the whole federation; ids 0, 1, ...
+
+    `roster` says how many samples each client has, 0 for those who never came.
+    """
+
+    post: Post
+    registry: Registry
+    greeting: Parcel
+    clients: int
+    reporter: Reporter
+    clock: Clock = time.monotonic
+    journal: Callable[..., None] = lambda event, *said: None  # what the record keeps, and nobody watches
+    homes: dict[int, Home] = field(default_factory=dict)  # by node
+    away_since: dict[int, float] = field(default_factory=dict)  # by client
+    greet_at: dict[int, float] = field(default_factory=dict)  # by node; never where it has a home
+    said: set[str] = field(default_factory=set)  # refusals, each once
+
+    def __post_init__(self) -> None:
+        self.away_since = dict.fromkeys(range(self.clients), self.clock())
+        sizes = (torch.zeros(self.clients, dtype=torch.int64) for _ in range(3))
+        self.roster = Roster(tuple(range(self.clients)), *sizes)
+        self.registry.fill(self.roster)
+
+    def home_of(self, client: int) -> Home | None:
+        return next((home for home in self.homes.values() if client in home.clients), None)
+
+    def missing(self) -> list[int]:
+        """The clients that are at home nowhere."""
+        return sorted(self.away_since)
+
+    def look_around(self) -> Iterator[tuple[Letter, RecordDict | Lost]]:
+        """See who has come and who is gone; what has arrived, but for what was said of the former."""
+        self._count()
+        for letter, reply in self.post.collect():
+            if letter.kind == "hello":
+                self._hear(letter, reply)
+            else:
+                yield letter, reply
+
+    def _count(self) -> None:
+        """Say hello to nodes that have appeared, and forget those that are gone."""
+        there, now = self.post.nodes(), self.clock()
+        for node in self.homes.keys() - there:
+            self.lose(self.homes[node])
+        for node in self.greet_at.keys() - there:
+            del self.greet_at[node]
+        for node in sorted(there - self.homes.keys()):
+            due = node not in self.greet_at or (self.away_since and self.greet_at[node] <= now)
+            if due and not self.post.waits_for(node):
+                self.post.send(node, self.greeting, (), "hello")
+                self.greet_at[node] = now + REPEAT
+
+    def lose(self, home: Home) -> None:
+        """A node is gone; its clients wait for another."""
+        del self.homes[home.node]
+        if home.at_work:
+            self.post.forget(home.at_work)
+        self.away_since |= dict.fromkeys(home.clients, self.clock())
+        self.reporter.warn(f"{home} went away")
+
+    def _hear(self, letter: Letter, reply: RecordDict | Lost) -> None:
+        """The answer to a hello."""
+        try:
+            if isinstance(reply, Lost) and reply.code == UNAVAILABLE:
+                return
+            if isinstance(reply, Lost):
+                self.greet_at[letter.node] = self.clock() + (0 if reply.again else REPEAT)
+                raise RefusedError(f"it does not answer: {reply}")
+            facts = from_record(reply, NO_ADAPTERS).facts
+            if "problem" in facts:
+                raise RefusedError(f"{one_line(facts.get('node'))!r}: {one_line(facts['problem'])}")
+            self._move_in(letter.node, parse_hello(facts, self.clients))
+        except RefusedError as refusal:
+            line = f"a node is not taken: {one_line(refusal)}"
+            if line not in self.said:
+                self.said.add(line)
+                self.reporter.warn(line)
+
+    def _move_in(self, node: int, hello: Hello) -> None:
+        """The clients of a node are at home there from now on.
+
+        Raises:
+            RefusedError: they are at home elsewhere, or are not those that they were.
+        """
+        home = Home(node, hello.name, hello.state, tuple(hello.clients))
+        others = [
+            other
+            for other in self.homes.values()
+            if set(other.clients) & set(home.clients) or other.state == home.state
+        ]
+        for other in others:
+            if other.state != home.state:
+                raise RefusedError(f"{home} has clients that are at home on {other}; stop one of the two")
+            if other.clients != home.clients:
+                raise RefusedError(f"{home} has the state-dir of {other}; give every node one of its own")
+        moved = self.registry.without_state(hello)
+        self.registry.admit(hello)
+        if moved:
+            self.reporter.warn(f"{home} has another state-dir than before; what is not in it begins anew")
+        self.registry.fill(self.roster)
+        for other in others:  # the same node, started again
+            self.lose(other)
+            self.greet_at[other.node] = math.inf
+        self.homes[node] = home
+        self.greet_at.pop(node, None)
+        self.away_since = {client: since for client, since in self.away_since.items() if client not in home.clients}
+        left_out = f", {hello.left_out} images cannot be read and are left out" if hello.left_out else ""
+        self.reporter.note(f"{home}: {sum(hello.samples.train):,} training samples{left_out}")
+
+    def away_for(self, client: int) -> float:
+        """Seconds for which a client has been at home nowhere; 0 where it is at home."""
+        return self.clock() - self.away_since[client] if client in self.away_since else 0.0

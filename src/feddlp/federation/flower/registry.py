@@ -1,0 +1,130 @@
+"""Whom the server knows: every client's samples, and over which frozen model all of them train.
+
+`roster.json` in the run folder keeps it, so that a resumed run refuses a client that has changed, and knows how many
+samples those have who are away.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from feddlp.config import Config
+from feddlp.errors import UserError
+from feddlp.federation.flower.checks import Hello, site_of
+from feddlp.federation.flower.parcels import RefusedError
+from feddlp.federation.host import Roster
+from feddlp.files import write_atomically
+from feddlp.model.adapters import Site
+from feddlp.records import ROSTER, read_json
+
+COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
+PARTS = ("train", "validation", "test")
+
+
+@dataclass
+class Registry:
+    """What is known of the clients of one run."""
+
+    path: Path
+    natural: bool  # clients bring images of their own
+    experiment: str = field(default_factory=lambda: uuid4().hex)
+    common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
+    class_names: list[str] = field(default_factory=list)
+    closed: bool = False  # no more classes
+    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, state
+
+    @classmethod
+    def open(cls, folder: Path, config: Config) -> Registry:
+        """That of a run folder, or a new one."""
+        registry = cls(folder / ROSTER, config.data.partition == "natural")
+        if (found := read_json(registry.path)) is not None:
+            try:
+                found["members"] = {int(client): member for client, member in found["members"].items()}
+                vars(registry).update({key: found[key] for key in registry.kept()})
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise UserError(f"{registry.path} is damaged; restore it or run again") from error
+        else:
+            registry.save()
+        return registry
+
+    def kept(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("path", "natural")}
+
+    def save(self) -> None:
+        write_atomically(self.path, json.dumps(self.kept()).encode())
+
+    def admit(self, hello: Hello) -> None:
+        """Write down who has come.
+
+        Raises:
+            RefusedError: a node over another model, with other images than before, or with classes that nobody has.
+        """
+        for key, value in self.common.items():
+            if value != getattr(hello, key):
+                raise RefusedError(f"its {key} is not that of the federation; give every node the same checkpoint")
+        come = {client: member_of(hello, place) for place, client in enumerate(hello.clients)}
+        for client in self.members.keys() & come.keys():
+            if any(self.members[client][key] != come[client][key] for key in (*PARTS, "data")):
+                raise RefusedError(f"client {client} has other images than when the run began; put them back")
+        self._check_classes(hello)
+        self.members |= come
+        self.common = self.common or {key: getattr(hello, key) for key in COMMON}
+        self.save()
+
+    def without_state(self, hello: Hello) -> list[int]:
+        """The clients that come with another state folder than they had before."""
+        known = self.members
+        return [client for client in hello.clients if client in known and known[client]["state"] != hello.state]
+
+    def _check_classes(self, hello: Hello) -> None:
+        if not self.natural:
+            if any(member["data"] != hello.data for member in self.members.values()):
+                raise RefusedError(
+                    "its data set is not that of the other nodes, and data.partition deals out one for all"
+                )
+            self.class_names = self.class_names or list(hello.class_names)
+        elif strange := sorted(set(hello.class_names) - set(self.class_names)):
+            if self.closed:
+                raise RefusedError(f"it has classes that the run did not begin with: {', '.join(strange[:5])}")
+            self.class_names = in_order({*self.class_names, *strange})
+
+    def close(self) -> None:
+        """The first round begins: from now on there are no other classes."""
+        if self.natural and len(self.class_names) < 2:
+            raise UserError(f"all clients together have {len(self.class_names)} class(es); at least 2 are needed")
+        self.closed = True
+        self.save()
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return {name: site_of(*values) for name, values in self.common["sites"].items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.common["dtype"])
+        return dtype
+
+    def fill(self, roster: Roster) -> None:
+        """Write the numbers of samples into a roster, in place; 0 for clients that never came."""
+        for row, client in enumerate(roster.ids):
+            for part in PARTS:
+                getattr(roster, part)[row] = self.members.get(client, {}).get(part, 0)
+
+
+def member_of(hello: Hello, place: int) -> dict[str, Any]:
+    """One of the clients of a node."""
+    samples = {part: getattr(hello.samples, part)[place] for part in PARTS}
+    return {**samples, "data": hello.data, "node": hello.name, "state": hello.state}
+
+
+def in_order(names: set[str]) -> list[str]:
+    """As a local run of all clients would order them: by number where all are numbers, else by name."""
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

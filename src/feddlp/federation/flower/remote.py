@@ -1,0 +1,139 @@
+"""The clients of a federation on other machines, asked over Flower: the `rounds.Clients` of a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feddlp.config import Config
+from feddlp.federation.flower.checks import Expected, check_begun, check_report
+from feddlp.federation.flower.inquiry import Inquiry, Question, least, named
+from feddlp.federation.flower.nodes import Nodes
+from feddlp.federation.flower.parcels import Parcel
+from feddlp.federation.host import Order, Report, Roster
+from feddlp.federation.results import Found, join
+from feddlp.federation.rounds import ranks_at_start
+from feddlp.federation.waves import Wave
+from feddlp.model.adapters import Site, Theta
+
+
+class RemoteClients:
+    """All clients of one run with one method.
+
+    Args:
+        nodes: where they are.
+        config: of the run.
+        method: its name.
+        facts: of every message; `serving.facts_of`.
+    """
+
+    def __init__(self, nodes: Nodes, config: Config, method: str, facts: Mapping[str, Any]):
+        self.nodes, self.config, self.method = nodes, config, method
+        self.facts = {**facts, "method": method, "class_names": nodes.registry.class_names}
+
+    @property
+    def roster(self) -> Roster:
+        return self.nodes.roster
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        return self.nodes.registry.sites
+
+    @property
+    def like(self) -> Tensor:
+        return torch.empty(0, dtype=self.nodes.registry.dtype)
+
+    def play(self, order: Order, on_step: Callable[[], None]) -> Iterator[Report]:
+        """One round of those who take part, in the order of their ids."""
+        (shared,), (chosen,) = order.shared, order.joins
+        method, limits = self.config.build_methods()[self.method], self.config.deployment
+        ranks = ranks_at_start(method, self.sites)
+        expected = Expected(
+            self.method, order.round, shared, method.adapters().keys(), ranks, self.roster, limits.max_norm
+        )
+        reports = self._ask(
+            Question(
+                subject=f"{self.method} round {order.round + 1}",
+                put=lambda clients: self._parcel("train", clients, shared, round=order.round),
+                accept=lambda parcel, clients: check_report(parcel, clients, expected),
+                most_bytes=expected.most_bytes,
+                quorum=limits.quorum,
+            ),
+            self._present(chosen, f"{self.method} round {order.round + 1}"),
+            on_step,
+        )
+        if reports:
+            yield in_order(reports)
+
+    def _present(self, chosen: Tensor, subject: str) -> Tensor:
+        """Those of the chosen who are worth asking: not who has long been away, as long as a quorum of all is there."""
+        long_away = {c for c in self.nodes.missing() if self.nodes.away_for(c) > self.config.deployment.grace}
+        absent = [c for c in long_away if chosen[c]]
+        if not absent or self.nodes.clients - len(long_away) < least(self.config.deployment.quorum, self.nodes.clients):
+            return chosen
+        self.nodes.reporter.warn(f"{subject}: {named(absent)}: left out: no node is there")
+        present = chosen.clone()
+        present[absent] = False
+        return present
+
+    def begin(self, chosen: Tensor) -> Iterator[tuple[Wave, dict[str, Tensor]]]:
+        """Samples that clients get right as they begin, for the record: of those who are there and answer."""
+        question = Question(
+            subject=f"{self.method} before round 1",
+            put=lambda clients: self._parcel("start", clients, {}),
+            accept=lambda parcel, clients: check_begun(parcel, clients, self.method, self.roster),
+            most_bytes=lambda clients: 0,
+            quorum=0.0,
+        )
+        there = torch.ones_like(chosen[0])
+        there[self.nodes.missing()] = False
+        yield from self._ask(question, chosen[0] & there)
+
+    def _ask(self, question: Question, chosen: Tensor, on_step: Callable[[], None] = lambda: None) -> list[Any]:
+        open = {self.roster.ids[row] for row in chosen.nonzero()[:, 0].tolist()}
+        return Inquiry(self.nodes, self.config.deployment, question, open, on_step).answered()
+
+    def _parcel(self, kind: str, clients: Sequence[int], shared: Mapping[str, Theta], **facts: Any) -> Parcel:
+        return Parcel({**self.facts, **facts, "kind": kind, "clients": list(clients)}, shared)
+
+    def load(self) -> dict[str, float]:
+        """Nothing of this machine's."""
+        return {}
+
+    def steps(self) -> int:
+        """Clients that take part in a round, at most."""
+        return len(self.roster.ids)
+
+    def describe(self) -> str:
+        return f"{len(self.roster.ids)} clients on {len(self.nodes.homes)} nodes"
+
+    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
+        """Clients are kept where they are."""
+        return [], 0
+
+    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+        pass
+
+
+def in_order(reports: Sequence[Report]) -> Report:
+    """The reports of all nodes as one, by client, so that nothing depends on who answered first."""
+    found = join([report.found for report in reports])
+    order = found.rows.argsort()
+    uploads = {
+        name: {leaf: torch.cat([report.uploads[name][leaf] for report in reports])[order] for leaf in theta}
+        for name, theta in reports[0].uploads.items()
+    }
+    return Report(reorder(found, order), uploads)
+
+
+def reorder(found: Found, order: Tensor) -> Found:
+    """The same clients in another order."""
+
+    def turned(value: Any) -> Any:
+        return value[order] if isinstance(value, Tensor) else {key: values[order] for key, values in value.items()}
+
+    return Found(**{field.name: turned(getattr(found, field.name)) for field in fields(Found)})

@@ -1,0 +1,116 @@
+"""The server of a run: brings a run folder to its end, with the clients on other machines.
+
+All of `rounds`, `aggregation` and `records` is as in a run in one process; a checkpoint after every round, so that a
+server that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from feddlp import __version__
+from feddlp.config import Config, apply_override, depth, load_config, validate
+from feddlp.errors import UserError
+from feddlp.experiment import Entry, Reporter, check_environment, missing_rounds, play_rounds
+from feddlp.federation.flower.events import Recorder
+from feddlp.federation.flower.inquiry import gather
+from feddlp.federation.flower.nodes import Nodes
+from feddlp.federation.flower.parcels import Parcel
+from feddlp.federation.flower.post import Post
+from feddlp.federation.flower.registry import Registry
+from feddlp.federation.flower.remote import RemoteClients
+from feddlp.records import ROSTER, RunFolder
+
+SPARE = 600.0  # seconds that a message outlives the deadline of its round
+
+
+def serve(grid: Grid, run_config: Mapping[str, Any], reporter: Reporter) -> RunFolder:
+    """Play the run that the app's configuration names.
+
+    Args:
+        run_config: "run", a run folder to bring to its end; or "configuration", a TOML file on this machine (or its
+            text; the demo where empty), and "overrides", for example "training.rounds=3 seed=1".
+
+    Raises:
+        UserError: a mistake in these, or too few clients.
+    """
+    folder = find_run(run_config)
+    recorder = Recorder(folder.path / "events.jsonl", reporter)
+    recorder.write("serving", os.getpid())
+    try:
+        recorder.run_started(folder.path.absolute())
+        with folder.locked():
+            play(grid, folder, recorder)
+    except BaseException as error:
+        recorder.write("failed", str(error) or type(error).__name__)
+        raise
+    recorder.write("finished")
+    return folder
+
+
+def find_run(run_config: Mapping[str, Any]) -> RunFolder:
+    """The folder that is to be brought to its end; a new one where none is named."""
+    if run := str(run_config.get("run", "")):
+        return RunFolder.open(Path(run).expanduser())
+    config = read_configuration(str(run_config.get("configuration", "")), str(run_config.get("overrides", "")).split())
+    return new_run(config)
+
+
+def new_run(config: Config) -> RunFolder:
+    check_fit(config)
+    return RunFolder.create(Path(config.runs_dir).expanduser().absolute(), config.name, config.to_toml())
+
+
+def read_configuration(text: str, overrides: list[str]) -> Config:
+    """A file's name, or the text of one; the demo where it is empty."""
+    if "\n" not in text and not (text and "=" in text):
+        return load_config(Path(text).expanduser() if text else None, overrides)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"configuration is not valid TOML: {error}") from error
+    for override in sorted(overrides, key=depth):
+        apply_override(table, override)
+    return validate(table)
+
+
+def check_fit(config: Config) -> None:
+    """Refuse what only a run in one process can do."""
+    if config.data.newcomers:
+        raise UserError(f"data.newcomers={config.data.newcomers} is for runs in one process; set data.newcomers=0")
+    if config.data.partition == "natural" and config.data.test_set == "common" and config.data.splits == "merged":
+        raise UserError("data.test_set=common takes images from all clients, who keep theirs; set data.test_set=own")
+
+
+def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
+    """All methods of a run."""
+    config = load_config(folder.config)
+    check_fit(config)
+    if not missing_rounds(folder, config):
+        reporter.note("all rounds are played")
+        return
+    if folder.read_environment() and not (folder.path / ROSTER).exists():
+        raise UserError(f"{folder.path} was begun in one process; go on with: feddlp resume {folder.path}")
+    registry = Registry.open(folder.path, config)
+    facts = {"version": __version__, "experiment": registry.experiment, "configuration": config.to_toml()}
+    post = Post(grid, config.deployment.deadline + SPARE)
+    nodes = Nodes(
+        post, registry, Parcel({**facts, "kind": "hello"}), config.data.clients, reporter, journal=reporter.write
+    )
+    gather(nodes, config.deployment)
+    registry.close()
+    fingerprints = {
+        "configuration": config.fingerprint(),
+        "data": registry.experiment,
+        "backbone": registry.common["checkpoint"],
+    }
+    check_environment(folder, fingerprints, reporter)
+    folder.rewind(config.methods)
+    for name in config.methods:
+        play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, facts), reporter)

@@ -1,0 +1,152 @@
+"""What a node decides itself, never the server: which clients it holds, their images, where it keeps their state.
+
+From the SuperNode's `--node-config`; a key that is not there is looked for in the environment, as FEDDLP_STATE_DIR:
+
+    clients     "3", "0-4" or "0-2,7"; or partition-id and num-partitions, as Flower's simulation sets them
+    data        data.dataset here, for example folder:/data/photos; may be left out for rendered data sets alone
+    state-dir   where private adapters, gates and moments are kept
+    checkpoint  model.checkpoint here, if it lies elsewhere than the configuration says
+    device      model.device here
+    name        what the records call this node
+    memory-limit  training.memory_limit here: GiB, 512MiB, or auto
+    keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
+from feddlp.errors import UserError, nearest
+
+KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "memory-limit", "keep-warm")
+SIMULATED = ("partition-id", "num-partitions")
+MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
+MOST_CLIENTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """A node as its owner configured it."""
+
+    clients: tuple[int, ...]
+    state_dir: Path
+    data: str = ""
+    checkpoint: str = ""
+    device: str = ""
+    memory_limit: Literal["auto"] | float = "auto"  # GiB
+    name: str = ""
+
+    def localised(self, config: Config) -> Config:
+        """The server's configuration with the places that are this node's own.
+
+        Raises:
+            UserError: data that only the server names, and that would be read from this node's disk.
+        """
+        if not self.data and config.data.dataset.partition(":")[0] not in MADE_HERE:
+            raise UserError(
+                f"node-config has no data, and the server's data.dataset={config.data.dataset} is never read from this "
+                "machine's disk; set data=folder:PATH in --node-config"
+            )
+        data = {"dataset": self.data or config.data.dataset}
+        if not self.checkpoint and is_path(config.model.checkpoint):
+            raise UserError(
+                f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is a path "
+                "on a disk; set checkpoint=PATH in --node-config"
+            )
+        training = {"wave": 0, "client_store": "auto", "memory_limit": self.memory_limit}
+        model = {"checkpoint": self.checkpoint or config.model.checkpoint, "device": self.device or "auto"}
+        return config.model_copy(
+            update={
+                "data": config.data.model_copy(update=data),
+                "model": config.model.model_copy(update=model),
+                "training": config.training.model_copy(update=training),
+            }
+        )
+
+
+def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str], clients: int) -> NodeSettings:
+    """A node's settings, checked.
+
+    Args:
+        clients: of the whole federation.
+
+    Raises:
+        UserError: a key that is unknown, missing or wrong.
+    """
+    if unknown := [key for key in node_config if key not in KEYS + SIMULATED]:
+        raise UserError(f"node-config has {unknown[0]}; {nearest(unknown[0], KEYS)}")
+    found = {
+        key: str(node_config.get(key, environment.get(f"FEDDLP_{key.upper().replace('-', '_')}", ""))) for key in KEYS
+    }
+    if not found["state-dir"]:
+        raise UserError("node-config has no state-dir; name a folder of this node alone, as state-dir=/var/feddlp")
+    held = parse_clients(found["clients"]) if found["clients"] else simulated(node_config, clients)
+    own = "" if found["clients"] else f"node-{node_config['partition-id']}"  # simulated nodes have one environment
+    if outside := [client for client in held if client >= clients]:
+        raise UserError(f"node-config: client {outside[0]} is none of data.clients={clients}, 0-{clients - 1}")
+    return NodeSettings(
+        clients=held,
+        state_dir=Path(found["state-dir"]).expanduser() / own,
+        data=absolute_dataset(found["data"]),
+        checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
+        device=found["device"],
+        memory_limit=read_limit(found["memory-limit"] or "auto"),
+        name=found["name"] or own or "unnamed",
+    )
+
+
+def is_path(checkpoint: str) -> bool:
+    """Whether a checkpoint is named by a place on a disk, not by what everybody calls it."""
+    return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists()
+
+
+def read_limit(text: str) -> Literal["auto"] | float:
+    try:
+        limit: Literal["auto"] | float = gibibytes(text)
+    except ValueError as error:
+        raise UserError(f"node-config: memory-limit={text}: {error}") from error
+    return limit
+
+
+def parse_clients(text: str) -> tuple[int, ...]:
+    """ "0-2,7" -> (0, 1, 2, 7)"""
+    held: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last or last >= MOST_CLIENTS:
+            raise UserError(f"node-config: clients={text} is no list of clients; write for example 3, 0-4 or 0-2,7")
+        held += range(first, last + 1)
+    if len(set(held)) < len(held):
+        raise UserError(f"node-config: clients={text} names a client twice")
+    return tuple(sorted(held))
+
+
+def simulated(node_config: Mapping[str, Any], clients: int) -> tuple[int, ...]:
+    """The clients of one of `num-partitions` nodes that share all of them."""
+    try:
+        place, nodes = (int(node_config[key]) for key in SIMULATED)
+    except (KeyError, ValueError) as error:
+        raise UserError("node-config has no clients; name those that are here, as clients=3 or clients=0-4") from error
+    held = tuple(range(place * clients // nodes, (place + 1) * clients // nodes)) if 0 <= place < nodes else ()
+    if not held:
+        raise UserError(
+            f"node-config: partition {place} of {nodes} is left without a client of {clients}; use fewer nodes"
+        )
+    return held
+
+
+def spell(clients: tuple[int, ...] | list[int]) -> str:
+    """(0, 1, 2, 7) -> "0-2, 7" """
+    runs: list[list[int]] = []
+    for client in sorted(clients):
+        if runs and client == runs[-1][1] + 1:
+            runs[-1][1] = client
+        else:
+            runs.append([client, client])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,53 @@
+"""What a site takes away from its node is what its clients have in a run in one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fakegrid import FakeGrid, Listener, Time, real, served, small
+from feddlp import experiment, trained
+from feddlp.errors import UserError
+from feddlp.federation.flower.harvest import experiments, take
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, model_loaded_once):
+    """A run over two nodes, and the same in one process."""
+    folder = tmp_path_factory.mktemp("played")
+    config = small(methods=["feddlp"], runs_dir=str(folder), training={"rounds": 2})
+    nodes = {7: real(clients="0,2", state_dir=folder / "a"), 14: real(clients="1", state_dir=folder / "b")}
+    served(FakeGrid(Time(), nodes), config)
+    return folder, experiment.run(config, Listener())
+
+
+@pytest.mark.parametrize(("node", "client"), [("a", 0), ("a", 2), ("b", 1)])
+def test_a_node_gives_the_models_of_its_clients(node, client, played, tmp_path):
+    folder, expected = played
+    found = trained.read_client(take(folder / node, tmp_path / "here"), "feddlp", client, "local")
+    wanted = trained.read_client(expected, "feddlp", client, "local")
+    assert found.round == wanted.round
+    for name, theta in wanted.theta.items():
+        for leaf, value in theta.items():
+            torch.testing.assert_close(found.theta[name][leaf], value, rtol=0, atol=1e-6)
+    shared = trained.read_client(take(folder / node, tmp_path / "again"), "feddlp", client, "global")
+    assert shared.theta.keys() == {"global"}
+
+
+def test_the_clients_of_other_nodes_are_not_there(played, tmp_path):
+    folder, _ = played
+    with pytest.raises(UserError, match="--client 1 never took part"):
+        trained.read_client(take(folder / "a", tmp_path / "here"), "feddlp", 1)
+
+
+def test_mistakes_are_one_line(played, tmp_path):
+    folder, _ = played
+    with pytest.raises(UserError, match="is no state folder in which a round was played"):
+        take(tmp_path, tmp_path / "here")
+    with pytest.raises(UserError, match=r"--run other: .* does not hold it"):
+        take(folder / "a", tmp_path / "here", "other")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match=r"--to .*taken is there already"):
+        take(folder / "a", tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert len(experiments(folder / "a")) == 1
