@@ -266,7 +266,7 @@ def updated(**values: Any) -> Callable[[RunFolder], None]:
 DEFECTS: dict[str, tuple[Callable[[RunFolder], None], list[str]]] = {
     "old schema": (
         old_schema,
-        ["The partition is not recorded in these runs", "by layer are not recorded", "No other ways to predict"],
+        ["partition is not recorded", "by layer are not recorded", "No other ways to predict"],
     ),
     "no partition": (without("partition.json"), ["The partition is not recorded in these runs"]),
     "no ranks": (without("ranks.jsonl"), ["feddlp: active ranks by layer are not recorded (no ranks.jsonl)"]),
