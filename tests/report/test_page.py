@@ -264,8 +264,11 @@ def updated(**values: Any) -> Callable[[RunFolder], None]:
 
 
 DEFECTS: dict[str, tuple[Callable[[RunFolder], None], list[str]]] = {
-    "old schema": (old_schema, ["(no partition.json)", "by layer are not recorded", "No other ways to predict"]),
-    "no partition": (without("partition.json"), ["The partition is not recorded in these runs (no partition.json)"]),
+    "old schema": (
+        old_schema,
+        ["partition is not recorded", "by layer are not recorded", "No other ways to predict"],
+    ),
+    "no partition": (without("partition.json"), ["The partition is not recorded in these runs"]),
     "no ranks": (without("ranks.jsonl"), ["feddlp: active ranks by layer are not recorded (no ranks.jsonl)"]),
     "no clients": (without("clients.csv"), ["No accuracies of single clients are recorded"]),
     "no environment": (without("environment.json"), ["The environment is not recorded"]),

@@ -29,7 +29,7 @@ def partition(setting: Setting, prefix: str, styles: Styles) -> Section:
     )
     found = setting.partition
     has_any = found and found.get("clients") and found.get("class_names")
-    text = "The partition is not recorded in these runs (no partition.json)."
+    text = "The partition is not recorded in these runs."
     block: Block = partition_figure(found, prefix) if found and has_any else Missing(text)
     return Section(f"{prefix}-partition", "Who holds which images", lead, (block,))
 

@@ -9,6 +9,7 @@ from fakegrid import FakeGrid, Listener, Time, real, served, small
 from feddlp import experiment, trained
 from feddlp.errors import UserError
 from feddlp.federation.flower.harvest import experiments, take
+from feddlp.records import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,17 @@ def test_the_clients_of_other_nodes_are_not_there(played, tmp_path):
     folder, _ = played
     with pytest.raises(UserError, match="--client 1 never took part"):
         trained.read_client(take(folder / "a", tmp_path / "here"), "feddlp", 1)
+
+
+def test_the_server_has_the_shared_adapter_and_nobodys_own(played):
+    folder, expected = played
+    run = RunFolder(folder / "run")
+    found, wanted = (trained.read_client(one, "feddlp", 1, "global").theta["global"] for one in (run, expected))
+    for leaf, value in wanted.items():
+        torch.testing.assert_close(found[leaf], value, rtol=0, atol=1e-6)
+    assert trained.classes_of(run) == trained.classes_of(expected)
+    with pytest.raises(UserError, match=r"--client 1 never took part .* add --adapter global"):
+        trained.read_client(run, "feddlp", 1)
 
 
 def test_mistakes_are_one_line(played, tmp_path):

@@ -111,6 +111,7 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
         "backbone": registry.common["checkpoint"],
     }
     check_environment(folder, fingerprints, reporter)
+    folder.write_partition({"class_names": registry.class_names, "template": registry.common["template"]})
     folder.rewind(config.methods)
     for name in config.methods:
         play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, facts), reporter)
