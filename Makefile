@@ -29,7 +29,7 @@ test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(READY) ## the tests that kill processes of a federation over Flower (about 5 minutes)
-	$(BIN)/python -m pytest -m faults -n 2
+	$(BIN)/python -m pytest -m "faults and not slow" -n 2
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check

@@ -24,7 +24,8 @@ from feddlp.records import RunFolder, read_lines
 
 pytestmark = pytest.mark.faults
 WORDS = [
-    *("data.clients=2", "training.rounds=3", "training.local_epochs=2", "methods=feddlp", "deployment.wait=90"),
+    *("data.clients=2", "data.partition=few_shot_iid", "data.shots=20"),
+    *("training.rounds=3", "training.local_epochs=2", "methods=feddlp", "deployment.wait=90"),
     "model.dtype=float64",  # in which Adam cannot blow rounding up
 ]
 WITHIN = 120.0  # seconds in which anything must have happened
@@ -179,7 +180,7 @@ def test_a_supernode_is_killed_and_started_again(folder, undisturbed):
     assert any("node 'node-0' (clients 0) went away" in line for line in listener.lines)
 
 
-@pytest.mark.parametrize("moment", ["between", "within"])
+@pytest.mark.parametrize("moment", [pytest.param("between", marks=pytest.mark.slow), "within"])
 def test_the_superlink_and_the_server_are_killed_and_the_run_resumed(moment, folder, undisturbed):
     first, second = Listener(), Listener()
     with bounded(400):

@@ -83,6 +83,7 @@ def registered(name, to, folder):
     pytest.fail(said.stdout + said.stderr)
 
 
+@pytest.mark.slow
 def test_the_simulation_engine(tmp_path, in_process):
     pytest.importorskip("ray", reason="needs the extra flower-sim")
     done("federate", "up", "--nodes", "2", "--simulation", *SHORT, folder=tmp_path)
