@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, CLIPConfig, PreTrainedModel, SiglipConfi
 from feddlp.model.family import family_of
 from feddlp.model.hub import EMBEDDED
 
+TOWERS = ("image", "text", "both")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SENTENCES = [*(f"a photo of the digit {name}." for name in DIGITS), "a cat", "an aircraft in a blue sky over the sea"]
 IMAGE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}

@@ -16,7 +16,7 @@ import torch
 from hypothesis import settings
 from rich.console import Console
 
-from checkpoints import CHECKPOINTS
+from checkpoints import CHECKPOINTS, TOWERS
 from feddlp import api, cli
 from feddlp.config import TrainingConfig, load_config
 from feddlp.data import datasets
@@ -33,7 +33,6 @@ from feddlp.progress import PlainReporter
 from terminal import Ended
 
 NOBODY = 65534  # by custom, a user without rights
-TOWERS = ("image", "text", "both")
 SIZES = (11, 3, 8)  # training samples of three clients: 3, 1 and 2 steps of 4
 
 settings.register_profile("untimed", deadline=None)  # no test fails because the machine is busy

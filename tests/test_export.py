@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, SiglipModel
 
-from conftest import TOWERS
+from checkpoints import TOWERS
 from feddlp import api
 from feddlp.config import load_config
 from feddlp.data.prompts import class_prompts

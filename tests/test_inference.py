@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from conftest import TOWERS
+from checkpoints import TOWERS
 from feddlp import materials
 from feddlp.data.datasets import to_pictures
 from feddlp.data.pictures import BadImage, PictureFile

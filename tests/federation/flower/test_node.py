@@ -99,7 +99,7 @@ def test_the_same_order_is_answered_with_the_same_bytes_and_nobody_trains_twice(
     assert content(tmp_path) == kept
 
 
-@pytest.mark.parametrize("method", ["feddlp", "fedclip"])
+@pytest.mark.parametrize("method", [pytest.param("feddlp", marks=pytest.mark.slow), "fedclip"])
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_another_shared_adapter_takes_the_last_round_back(method, store, tmp_path):
     config = told(method, training={"client_store": store})
