@@ -7,6 +7,7 @@ import torch
 
 from fakegrid import FakeGrid, Listener, Time, real, served, small
 from feddlp import experiment, trained
+from feddlp.card import last_row
 from feddlp.errors import UserError
 from feddlp.federation.flower.harvest import experiments, take
 from feddlp.records import RunFolder
@@ -25,7 +26,9 @@ def played(tmp_path_factory, model_loaded_once):
 @pytest.mark.parametrize(("node", "client"), [("a", 0), ("a", 2), ("b", 1)])
 def test_a_node_gives_the_models_of_its_clients(node, client, played, tmp_path):
     folder, expected = played
-    found = trained.read_client(take(folder / node, tmp_path / "here"), "feddlp", client, "local")
+    run = take(folder / node, tmp_path / "here")
+    found = trained.read_client(run, "feddlp", client, "local")
+    assert last_row(run, found) is None
     wanted = trained.read_client(expected, "feddlp", client, "local")
     assert found.round == wanted.round
     for name, theta in wanted.theta.items():

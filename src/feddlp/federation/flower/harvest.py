@@ -59,6 +59,7 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
         folder.path.rmdir()
         raise UserError(f"--to {to} is there already; give a folder that is not")
     shutil.copy(source / "partition.json", folder.path / "partition.json")
+    folder.record_clients([])  # scores are in the server's record
     for method in config.methods:
         if (source / method / "state.json").exists():
             copy_method(StateFolder(source / method, {}), folder, method, config)
