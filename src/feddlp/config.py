@@ -326,6 +326,11 @@ def read_table(path: Path) -> Table:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
     table = read_table(path) if path else tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
+    return overridden(table, overrides)
+
+
+def overridden(table: Table, overrides: Sequence[str]) -> Config:
+    """A checked configuration, with overrides on top."""
     for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
     return validate(table)

@@ -118,11 +118,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; two processes never write to one run."""
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise UserError(f"{self.path} is in use by another feddlp process; wait for it or stop it") from error
+        with held_alone(self.path):
+            yield
 
     def record_round(
         self,
@@ -270,6 +267,20 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """The recorded environment; empty where the run died before it was written."""
         return read_json(self.path / "environment.json") or {}
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{folder} is in use by another feddlp process; wait for it or stop it") from error
 
 
 def tensor_files(folder: Path) -> set[str]:

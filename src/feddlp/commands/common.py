@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,10 @@ from feddlp.progress import PlainReporter, make_reporter
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A configuration file and overrides, in any order."),
+]
 
 
 class StoppedByUser(Exception):  # noqa: N818 - it is no error
@@ -61,6 +65,14 @@ def complain(failed: dict[str, str], again: str) -> None:
     if failed:
         path, reason = next(iter(failed.items()))
         raise SomeFailed(f"{len(failed)} failed, the first one {path} ({reason}); to try again: {again}")
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """A configuration file, if there is one, and the overrides."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"{files[1]!r} is a second configuration file; give one file, and key=value for the rest")
+    return Path(files[0]) if files else None, [word for word in words if "=" in word]
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

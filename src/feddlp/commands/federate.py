@@ -1,4 +1,4 @@
-"""Commands of a federation over several machines: feddlp federate up | resume | link | node | run."""
+"""Commands of a federation over several machines: feddlp federate up | resume | link | node | take | register | run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from feddlp.commands.common import Debug, RunPath, StoppedByUser, help_alone, needing, quiet_libraries, reporting
-from feddlp.commands.training import split_words
+from feddlp.commands.common import (
+    Debug,
+    RunPath,
+    StoppedByUser,
+    Words,
+    help_alone,
+    needing,
+    quiet_libraries,
+    reporting,
+    split_words,
+)
 from feddlp.errors import UserError
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 
 Nodes = Annotated[int, typer.Option("--nodes", help="SuperNodes that share the clients.")]
 Simulated = Annotated[bool, typer.Option("--simulation", help="Flower's simulation engine (ray) in their place.")]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A configuration file and overrides, in any order."),
-]
 Link = Annotated[str, typer.Option("--link", metavar="HOST:PORT", help="Where the SuperLink is.")]
 Keys = Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="Certificates, as feddlp keys makes them.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without certificates, though not on this machine alone.")]
@@ -206,9 +211,11 @@ def run(
 
     if go_on and words:
         raise UserError(f"--resume {go_on} has its configuration; leave {words[0]!r} out")
-    config = load_config(*split_words(words or []))
-    check_fit(config)
-    what = {"run": go_on} if go_on else {"configuration": config.to_toml()}
+    what = {"run": go_on}
+    if not go_on:
+        config = load_config(*split_words(words or []))
+        check_fit(config)
+        what = {"configuration": config.to_toml()}
     become(*machines.run(link, what, machines.trust(link, keys, insecure), place))
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from feddlp.commands.common import Debug, RunPath, complain, quiet_libraries, reporting, whole_numbers
-from feddlp.errors import UserError
+from feddlp.commands.common import (
+    Debug,
+    RunPath,
+    Words,
+    complain,
+    quiet_libraries,
+    reporting,
+    split_words,
+    whole_numbers,
+)
 
 
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.toml] [key=value ...]", help="A configuration file and overrides, in any order."
-        ),
-    ] = None,
+    words: Words = None,
     debug: Debug = False,
 ) -> None:
     """Run the methods of a configuration and compare them; without one, the demo.
@@ -42,14 +44,6 @@ def run(
     with reporting(console) as reporter:
         folder = experiment.run(config, reporter)
     print_finished(folder, console)
-
-
-def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """A configuration file, if there is one, and the overrides."""
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"{files[1]!r} is a second configuration file; give one file, and key=value for the rest")
-    return Path(files[0]) if files else None, [word for word in words if "=" in word]
 
 
 def resume(path: RunPath, debug: Debug = False) -> None:

@@ -172,7 +172,7 @@ def tensors(lists: Mapping[Any, list[Any]], dtype: torch.dtype) -> dict[str, Ten
 
 def check_facts(told: Told, rows: Tensor, expected: Expected) -> None:
     """Counts that are no more than there is to count."""
-    for kind in ("losses", "diagnostics", "correct", "active"):
+    for kind in ("losses", "diagnostics", "active"):
         for key, values in getattr(told, kind).items():
             check_length(f"{kind}.{key}", values, len(rows))
     check_length("bytes_down", told.bytes_down, len(rows))
@@ -213,14 +213,23 @@ def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
 
 def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected) -> None:
     """Tensors that the server can average: the leaves that it holds, for so many clients, all finite."""
-    check_names("adapters", uploads, expected.shared)
-    for name, theta in uploads.items():
-        held = expected.shared[name]
-        check_names(f"adapter {name}", theta, held)
-        for leaf, value in theta.items():
-            check_tensor(f"{name}/{leaf}", value, (clients, *held[leaf].shape), held[leaf].dtype)
+    check_adapters(uploads, expected.shared, (clients,))
     if expected.max_norm:
         check_norm(uploads, expected)
+
+
+def check_adapters(found: Mapping[str, Theta], expected: Mapping[str, Theta], lead: tuple[int, ...] = ()) -> None:
+    """Finite tensors of the expected names, shapes and dtypes. lead: what comes before a leaf's own shape
+
+    Raises:
+        RefusedError: something else.
+    """
+    check_names("adapters", found, expected)
+    for name, theta in found.items():
+        held = expected[name]
+        check_names(f"adapter {name}", theta, held)
+        for leaf, value in theta.items():
+            check_tensor(f"{name}/{leaf}", value, (*lead, *held[leaf].shape), held[leaf].dtype)
 
 
 def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -238,20 +247,6 @@ def check_tensor(name: str, value: Tensor, shape: Sequence[int], dtype: torch.dt
         raise RefusedError(f"{name} is of {value.dtype}, not {dtype}")
     if not value.isfinite().all():
         raise RefusedError(f"{name} holds NaN or infinity")
-
-
-def check_download(sent: Mapping[str, Theta], expected: Mapping[str, Theta]) -> None:
-    """What a server sends, before a node lets its clients learn from it.
-
-    Raises:
-        RefusedError: other adapters than those that the method shares, or values that are not finite.
-    """
-    check_names("adapters", sent, expected)
-    for name, theta in sent.items():
-        check_names(f"adapter {name}", theta, expected[name])
-        for leaf, value in theta.items():
-            held = expected[name][leaf]
-            check_tensor(f"{name}/{leaf}", value, held.shape, held.dtype)
 
 
 def check_norm(uploads: Mapping[str, Theta], expected: Expected) -> None:

@@ -53,11 +53,9 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
     """
     source = choose(state_dir, run)
     config = load_config(source / "config.toml")
-    folder = RunFolder.create(to.parent, to.name, config.to_toml())
-    if folder.path != to:
-        folder.path.joinpath("config.toml").unlink()
-        folder.path.rmdir()
+    if to.exists():
         raise UserError(f"--to {to} is there already; give a folder that is not")
+    folder = RunFolder.create(to.parent, to.name, config.to_toml())
     shutil.copy(source / "partition.json", folder.path / "partition.json")
     folder.record_clients([])  # scores are in the server's record
     for method in config.methods:

@@ -10,34 +10,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
 from feddlp.experiment import Reporter
+from feddlp.federation.flower import machines
 from feddlp.federation.flower.events import Follower
 from feddlp.federation.flower.processes import (
     LOOPBACK,
     Running,
-    environment,
     free_ports,
-    program,
     start,
     submit,
     wait_until_up,
     write_connection,
-    write_settings,
 )
-from feddlp.federation.flower.settings import spell
+from feddlp.federation.flower.resident import is_alive
+from feddlp.federation.flower.settings import share_of, spell
 from feddlp.files import make_folder, write_atomically
-from feddlp.records import RunFolder, read_json
+from feddlp.records import RunFolder, held_alone, read_json
 
+HERE = machines.Trust(None)  # on this machine there is no need for certificates
 SHAPE = "federation.json"  # what a resumed run begins with again: its clients are in the state folders of its nodes
 FOLLOW = 0.2  # seconds between two looks at the events
 SERVER_WITHIN = 180.0  # seconds in which the server must show itself
@@ -76,14 +73,15 @@ class LocalFederation:
 
     def start_link(self) -> None:
         (self.port,) = free_ports(1)
-        write_connection(self.home, f"{LOOPBACK}:{self.port}")
-        command = [program("flower-superlink"), "--insecure", "--disable-runtime-dependency-installation"]
-        command += ["--host", LOOPBACK, "--port", str(self.port), "--database", str(self.place / "link.db")]
+        address = f"{LOOPBACK}:{self.port}"
+        write_connection(self.home, address)
+        command, variables = machines.link(address, HERE, self.place)
         command += ["--simulation"] * self.simulated
-        variables = environment(self.home) | self.simulated_settings()
-        self.running["link"] = start("the SuperLink", command, self.place / "link.log", variables)
+        self.running["link"] = start(
+            "the SuperLink", command, self.place / "link.log", variables | self.simulated_settings()
+        )
         wait_until_up(self.running["link"], self.port)
-        self.reporter.note(f"SuperLink on {LOOPBACK}:{self.port}; logs in {self.place}")
+        self.reporter.note(f"SuperLink on {address}; logs in {self.place}")
 
     def simulated_settings(self) -> dict[str, str]:
         """What SuperNodes have in their node-config and simulated ones in their environment."""
@@ -100,20 +98,16 @@ class LocalFederation:
         """A SuperNode; the one before it, if there was one, is ended."""
         if before := self.running.get(f"node-{node}"):
             before.stop()
-        config = load_config(self.folder.config)
+        name, settings = f"node-{node}", self.node_config(load_config(self.folder.config), node)
         (port,) = free_ports(1)
-        command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOOPBACK}:{self.port}"]
-        name = f"node-{node}"
-        settings = write_settings(self.place / f"{name}.toml", self.node_config(config, node))
-        command += ["--port", str(port), "--node-config", str(settings)]
-        self.running[name] = start(name, command, self.place / f"{name}.log", environment(self.home))
+        command, variables = machines.node(f"{LOOPBACK}:{self.port}", port, settings, HERE, self.place)
+        self.running[name] = start(name, command, self.place / f"{name}.log", variables)
 
     def node_config(self, config: Config, node: int) -> dict[str, str]:
         """A share of the clients, with the data of the configuration."""
-        clients = range(node * config.data.clients // self.nodes, (node + 1) * config.data.clients // self.nodes)
         return {
             "name": f"node-{node}",
-            "clients": spell(tuple(clients)).replace(" ", ""),
+            "clients": spell(share_of(node, self.nodes, config.data.clients)).replace(" ", ""),
             "data": config.data.dataset,
             "state-dir": str(self.place / f"node-{node}"),
             "device": config.model.device,
@@ -152,11 +146,7 @@ class LocalFederation:
     def _server_is_lost(self, follower: Follower, began: float) -> bool:
         if follower.server is None:
             return time.monotonic() - began > SERVER_WITHIN
-        try:
-            os.kill(follower.server, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        return not is_alive(follower.server)
 
     @property
     def again(self) -> str:
@@ -180,28 +170,14 @@ def federation(folder: RunFolder, nodes: int, reporter: Reporter, simulated: boo
     """A federation that is up, and taken down whatever happens."""
     check_nodes(nodes, load_config(folder.config))
     found = LocalFederation(folder, nodes, reporter, simulated)
-    with alone(found.place):
+    make_folder(found.place)
+    with held_alone(found.place):
         write_atomically(found.place / SHAPE, json.dumps({"nodes": nodes, "simulated": simulated}).encode())
         try:
             found.start()
             yield found
         finally:
             found.stop()
-
-
-@contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Two federations never share a folder.
-
-    Raises:
-        UserError: there is one around this folder.
-    """
-    make_folder(place)
-    try:
-        with FileLock(place / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"{place} is in use by another feddlp process; wait for it or stop it") from error
 
 
 def shape_before(folder: RunFolder) -> tuple[int, bool]:

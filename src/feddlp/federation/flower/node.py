@@ -26,7 +26,7 @@ from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
 from feddlp.errors import UserError
-from feddlp.federation.flower.checks import check_download
+from feddlp.federation.flower.checks import check_adapters, one_line
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
@@ -182,7 +182,7 @@ class Node:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
         try:
-            check_download(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
+            check_adapters(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
         except RefusedError as refusal:
             raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)
@@ -234,10 +234,6 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
     except Exception as error:  # this process stays, and the server is told more than that the app failed
         log.exception("%s failed", about["kind"])
         return Parcel({**about, "problem": f"{type(error).__name__}: {one_line(error)}; the node's log has more"})
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envelope:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import torch
 
 from feddlp.config import Config
+from feddlp.data.csv_tables import in_order
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import Hello, site_of
 from feddlp.federation.flower.parcels import RefusedError
@@ -92,7 +93,7 @@ class Registry:
         elif strange := sorted(set(hello.class_names) - set(self.class_names)):
             if self.closed:
                 raise RefusedError(f"it has classes that the run did not begin with: {', '.join(strange[:5])}")
-            self.class_names = in_order({*self.class_names, *strange})
+            self.class_names = list(in_order({*self.class_names, *strange}))  # as a local run of all would
 
     def close(self) -> None:
         """The first round begins: from now on there are no other classes."""
@@ -121,10 +122,3 @@ def member_of(hello: Hello, place: int) -> dict[str, Any]:
     """One of the clients of a node."""
     samples = {part: getattr(hello.samples, part)[place] for part in PARTS}
     return {**samples, "data": hello.data, "node": hello.name, "state": hello.state}
-
-
-def in_order(names: set[str]) -> list[str]:
-    """As a local run of all clients would order them: by number where all are numbers, else by name."""
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)

@@ -15,7 +15,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from feddlp import __version__
-from feddlp.config import Config, apply_override, depth, load_config, validate
+from feddlp.config import Config, load_config, overridden
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, check_environment, missing_rounds, play_rounds
 from feddlp.federation.flower.events import Recorder
@@ -75,9 +75,7 @@ def read_configuration(text: str, overrides: list[str]) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"configuration is not valid TOML: {error}") from error
-    for override in sorted(overrides, key=depth):
-        apply_override(table, override)
-    return validate(table)
+    return overridden(table, overrides)
 
 
 def check_fit(config: Config) -> None:

@@ -133,12 +133,17 @@ def simulated(node_config: Mapping[str, Any], clients: int) -> tuple[int, ...]:
         place, nodes = (int(node_config[key]) for key in SIMULATED)
     except (KeyError, ValueError) as error:
         raise UserError("node-config has no clients; name those that are here, as clients=3 or clients=0-4") from error
-    held = tuple(range(place * clients // nodes, (place + 1) * clients // nodes)) if 0 <= place < nodes else ()
+    held = share_of(place, nodes, clients) if 0 <= place < nodes else ()
     if not held:
         raise UserError(
             f"node-config: partition {place} of {nodes} is left without a client of {clients}; use fewer nodes"
         )
     return held
+
+
+def share_of(place: int, nodes: int, clients: int) -> tuple[int, ...]:
+    """The clients of one of the nodes that share all of them evenly."""
+    return tuple(range(place * clients // nodes, (place + 1) * clients // nodes))
 
 
 def spell(clients: tuple[int, ...] | list[int]) -> str:
