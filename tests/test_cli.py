@@ -14,7 +14,7 @@ from feddlp.data.datasets import SOURCES
 from feddlp.hyperparameters import variants
 from feddlp.methods import registry
 from feddlp.model.hub import EMBEDDED
-from terminal import assert_mistake, process
+from terminal import assert_mistake, forked, process
 
 SMALL = ["methods=zero_shot", "training.rounds=1", "name=small"]
 
@@ -129,7 +129,7 @@ def test_a_real_process_says_it_in_one_line_and_exits_with_2(tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    ended = process("show", "runs/none", "--debug", cwd=tmp_path)
+    ended = forked("show", "runs/none", "--debug", cwd=tmp_path)
     assert ended.code == 1
     assert "Traceback" in ended.err
     assert "UserError: runs/none is not a run folder" in ended.err

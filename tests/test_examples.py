@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from feddlp.records import RunFolder
+from terminal import forked, process, script
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_a_method_in_a_folder_of_ones_own_is_a_method_like_any_other(tmp_path):
     words = ["run", "methods=fedper,flora", "name=own", "model.adapt=text", "data.partition=iid", "data.clients=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "feddlp", *words, "training.rounds=1", "method.fedper.shared_layers=1"],
-        cwd=tmp_path,
-        env={**os.environ, "FEDDLP_METHODS": str(ROOT / "examples" / "methods")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    words += ["training.rounds=1", "method.fedper.shared_layers=1"]
+    done = process(*words, cwd=tmp_path, FEDDLP_METHODS=str(ROOT / "examples" / "methods"))
+    assert done.code == 0, done.err
     fedper, flora = RunFolder.open(tmp_path / "runs" / "own").read_rounds()
     assert fedper["parameters"] == flora["parameters"]
     assert 0 < fedper["bytes_up"] < flora["bytes_up"] / 2  # one layer of three travels, and no projection
@@ -31,10 +24,8 @@ def test_a_method_in_a_folder_of_ones_own_is_a_method_like_any_other(tmp_path):
 
 def test_the_python_example_runs_from_its_first_cell_to_its_last(tmp_path):
     words = ["training.rounds=1", "data.clients=2", "data.partition=few_shot_iid", "data.shots=4", "model.device=cpu"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "from_python.py", *words], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "same class: " in done.stdout
-    assert "adapter_model.safetensors" in done.stdout
+    done = forked(*words, cwd=tmp_path, do=script(ROOT / "examples" / "from_python.py"))
+    assert done.code == 0, done.err
+    assert "same class: " in done.out
+    assert "adapter_model.safetensors" in done.out
     assert (tmp_path / "runs" / "from-python" / "client-0" / "README.md").is_file()

@@ -23,7 +23,7 @@ from feddlp.errors import UserError
 from feddlp.inference import Prediction, Predictor, find_images, load_predictor
 from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
-from terminal import assert_mistake, process
+from terminal import assert_mistake, forked
 
 CLIENT = 2
 
@@ -209,7 +209,7 @@ def test_file_names_that_are_no_text_are_shown_all_the_same(tmp_path, taken, pho
     strange = os.fsdecode(b"caf\xe9.png")
     (photos / "one" / "1.png").rename(photos / "one" / strange)
     (photos / "one" / os.fsdecode(b"bad\xe9.png")).write_bytes(b"")
-    ended = process("predict", "--adapter", str(taken), "photos/one", "--csv", cwd=tmp_path)
+    ended = forked("predict", "--adapter", str(taken), "photos/one", "--csv", cwd=tmp_path)
     assert ended.code == 1
     assert "photos/one/caf\\udce9.png,1," in ended.out
     assert "bad\\udce9.png cannot be read (the file is empty)" in ended.err

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,19 +13,12 @@ from PIL import Image
 from feddlp.config import load_config
 from feddlp.methods.feddlp import FedDLP
 from feddlp.sweepfile import load_sweep
+from terminal import forked, process
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 COMMANDS = [words for line in SHELL if (words := shlex.split(line, comments=True))]
-
-
-def feddlp(words, folder):
-    command = [sys.executable, "-m", "feddlp", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=900, check=False, env=environment
-    )
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +32,30 @@ def home(tmp_path_factory):
     return folder
 
 
+FEW = ["data.partition=few_shot_iid", "data.shots=4"]
 # fmt: off
 SHORT = {  # what takes minutes or hours as it stands
     ("run",): ["training.rounds=1", "methods=zero_shot,flora"],
-    ("bench", "model=tiny-clip"): ["seconds=1"],
+    ("run", "methods=feddlp", "training.rounds=2", "name=try"): FEW,
+    ("bench", "model=tiny-clip"): ["seconds=0.3", "clients=2", "batch_size=4"],
     (
         "run", "data.dataset=glyphs:20000", "data.clients=1000", "data.partition=iid", "training.participation=0.01",
         "name=many",
     ): ["training.rounds=1", "methods=feddlp"],
     ("federate", "up", "methods=feddlp", "training.rounds=3", "name=apart"): ["data.clients=2", "training.rounds=1"],
-    ("reproduce", "table7", "--seeds", "0"): ["training.rounds=1", "data.clients=2", "data.partition=iid"],
+    ("reproduce", "table7", "--seeds", "0"): ["training.rounds=1", "data.clients=2", *FEW],
 }
 # fmt: on
+
+
+def typed(words, folder):
+    """As it stands in the README, but shortened."""
+    done = forked(*words, *SHORT.get(tuple(words), []), cwd=folder, COLUMNS="100")
+    assert done.code == 0, (words, done.err)
+
+
+def runs_in(folder):
+    return {run.name for run in (folder / "runs").iterdir()}
 
 
 def test_every_feddlp_command_works_as_written(home):
@@ -65,33 +67,33 @@ def test_every_feddlp_command_works_as_written(home):
     for words in commands:
         if words[0] == "sweep":
             assert load_sweep(ROOT / words[1]).methods
-            continue
-        done = feddlp([*words, *SHORT.get(tuple(words), [])], home)
-        assert done.returncode == 0, (words, done.stderr)
-    assert {folder.name for folder in (home / "runs").iterdir()} == {
-        "demo",
-        "try",
-        "mine",
-        "many",
-        "reproduce",
-        "apart",
-    }
+        elif words[0] != "federate":
+            typed(words, home)
+    assert runs_in(home) == {"demo", "try", "mine", "many", "reproduce"}
+
+
+@pytest.mark.faults
+def test_so_does_the_one_that_starts_a_federation(tmp_path):
+    (words,) = (words[1:] for words in COMMANDS if words[1] == "federate")
+    typed(words, tmp_path)
+    assert runs_in(tmp_path) == {"apart"}
+    assert (tmp_path / "runs/apart/report.html").is_file()
 
 
 def test_a_second_run_of_one_name_goes_beside_the_first(tmp_path):
-    for _ in range(2):
-        done = feddlp(["run", "training.rounds=1", "methods=zero_shot"], tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert "runs/demo exists, so this run is demo-2" in done.stdout
-    assert "1,797 images, 10 classes, 10 clients; train 1,215, validation 129, test 453" in done.stdout
-    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"demo", "demo-2"}
+    for run in (process, forked):
+        done = run("run", "training.rounds=1", "methods=zero_shot", cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert "runs/demo exists, so this run is demo-2" in done.out
+    assert "1,797 images, 10 classes, 10 clients; train 1,215, validation 129, test 453" in done.out
+    assert runs_in(tmp_path) == {"demo", "demo-2"}
 
 
 @pytest.mark.slow
 def test_the_demo_as_it_stands_learns_clearly_more_than_zero_shot(tmp_path):
     """The bare command, minutes long, with the gain that the README speaks of."""
-    done = feddlp(["run"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = process("run", cwd=tmp_path)
+    assert done.code == 0, done.err
     rows = [json.loads(line) for line in (tmp_path / "runs/demo/rounds.jsonl").read_text().splitlines()]
     final = {row["method"]: row["test"]["pooled"] for row in rows}
     assert final["feddlp"] > final["zero_shot"] + 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -20,60 +21,48 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from feddlp import experiment
+from feddlp import cli, experiment, records
 from feddlp.config import load_config
+from feddlp.federation.clients import Block, ClientStore
 from feddlp.progress import PlainReporter
+from feddlp.records import RunFolder
+from terminal import Begun, assert_mistake, forked
 
 METHODS = ("flora", "feddlp")
 CLIENTS = 3
 
-# Runs the command with one function replaced by one that kills the process, without any clean-up, at its n-th call.
-KILLER = """
-import os, signal, sys
-import feddlp.federation.clients as clients
-import feddlp.records as records
-point, count = sys.argv[1], int(sys.argv[2])
-calls = 0
-def deadly(original, before):
+
+def deadly(function, count, when):
+    """The same function, which kills the process, without any clean-up, before or after its count-th call."""
+    calls = itertools.count(1)
+
     def replacement(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == count and before:
+        due = next(calls) == count
+        if due and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if calls == count:
+        result = function(*args, **kwargs)
+        if due:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
+
     return replacement
-owners = (records, records.RunFolder, clients.ClientStore, clients.Block)
-owner = next(owner for owner in owners if hasattr(owner, point))
-setattr(owner, point, deadly(getattr(owner, point), before=sys.argv[3] == "before"))
-sys.argv = ["feddlp", *sys.argv[4:]]
-from feddlp.cli import main
-main()
-"""
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def run_and_die(point, count, when):
+    """The command, until a function of this name is called for the count-th time."""
+    owner = next(owner for owner in (records, RunFolder, ClientStore, Block) if hasattr(owner, point))
+    setattr(owner, point, deadly(getattr(owner, point), count, when))
+    cli.main()
 
 
 def feddlp(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "feddlp", *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    return forked(*words, cwd=Path.cwd())
 
 
-def start(command):
-    """A process that hears Ctrl-C even where the tests run in the background, whose children ignore it."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=environment(), preexec_fn=hear, **pipes)
+def assert_killed(point, count, when, *words):
+    """Play a run up to this point."""
+    ended = forked("run", *words, cwd=Path.cwd(), do=partial(run_and_die, point, count, when))
+    assert ended.code == -signal.SIGKILL, ended.err
 
 
 def play(*words):
@@ -107,7 +96,7 @@ def options(tmp_path_factory):
 def undisturbed(options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     done = feddlp("run", *options, f"runs_dir={folder}")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     return folder / "demo"
 
 
@@ -144,9 +133,7 @@ def assert_same_end(found: Path, expected: Path):
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(point, count, when, undisturbed, options, tmp_path):
-    command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *options, f"runs_dir={tmp_path}"]
-    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert_killed(point, count, when, *options, f"runs_dir={tmp_path}")
     carry_on(tmp_path / "demo")
     assert_same_end(tmp_path / "demo", undisturbed)
 
@@ -179,9 +166,7 @@ def in_waves(request, options, tmp_path_factory):
 )
 def test_killed_between_waves_and_files_equals_undisturbed(point, count, when, in_waves, tmp_path):
     words, expected = in_waves
-    command = [sys.executable, "-c", KILLER, point, str(count), when, "run", *words, f"runs_dir={tmp_path}"]
-    killed = subprocess.run(command, capture_output=True, env=environment(), timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert_killed(point, count, when, *words, f"runs_dir={tmp_path}")
     carry_on(tmp_path / "demo")
     assert_same_end(tmp_path / "demo", expected)
 
@@ -197,33 +182,30 @@ def test_a_damaged_client_file_is_named_before_anybody_trains_on_it(in_waves, tm
     original = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(original.replace("rounds = 3", "rounds = 4"))
     refused = feddlp("resume", str(folder))
-    assert refused.returncode == 2
-    assert re.search(r"flora/round-\d+-\d\.safetensors is damaged \(its checksum differs\)", refused.stderr)
-    assert len(refused.stderr.splitlines()) == 1
+    assert_mistake(refused)
+    assert re.search(r"flora/round-\d+-\d\.safetensors is damaged \(its checksum differs\)", refused.err)
     assert rounds(folder)[:3] == rounds(finished)[:3]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(stop, undisturbed, options, tmp_path):
-    command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path}"]
-    process = start(command)
+    process = Begun("run", *options, f"runs_dir={tmp_path}", cwd=tmp_path)
     folder = tmp_path / "demo"
     deadline = time.monotonic() + 120
     while not (folder / "checkpoint" / "flora" / "state.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == f"feddlp: stopped; go on with: feddlp resume {folder}\n"
-    assert feddlp("resume", str(folder)).returncode == 0
+    process.stop(stop)
+    ended = process.end(within=60)
+    assert (ended.code, ended.err) == (130, f"feddlp: stopped; go on with: feddlp resume {folder}\n")
+    assert feddlp("resume", str(folder)).code == 0
     assert_same_end(folder, undisturbed)
 
 
 def test_resuming_a_finished_run_changes_nothing(undisturbed):
     before = {path: path.read_bytes() for path in sorted(undisturbed.rglob("*")) if path.is_file()}
     again = feddlp("resume", str(undisturbed))
-    assert again.returncode == 0
-    assert "already finished" in again.stdout
+    assert again.code == 0
+    assert "already finished" in again.out
     assert {path: path.read_bytes() for path in sorted(undisturbed.rglob("*")) if path.is_file()} == before
 
 
@@ -240,9 +222,9 @@ def test_the_records_agree_with_each_other(undisturbed):
 
 def test_show_prints_the_table_again(undisturbed):
     shown = feddlp("show", str(undisturbed))
-    assert shown.returncode == 0
+    assert shown.code == 0
     for method in METHODS:
-        assert method in shown.stdout
+        assert method in shown.out
 
 
 def test_other_data_is_refused_on_resume(undisturbed, tmp_path):
@@ -251,8 +233,7 @@ def test_other_data_is_refused_on_resume(undisturbed, tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     (folder / "environment.json").write_text(json.dumps({**environment, "data": "0" * 64}))
     refused = feddlp("resume", str(folder))
-    assert refused.returncode == 2
-    assert "the data is not the one that the run began with" in refused.stderr
+    assert_mistake(refused, "the data is not the one that the run began with")
     assert rounds(folder) == rounds(undisturbed)
 
 
@@ -262,11 +243,10 @@ def test_an_edited_configuration_is_refused_on_resume_and_more_rounds_are_not(un
     original = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(original.replace("batch_size = 32", "batch_size = 16"))
     refused = feddlp("resume", str(folder))
-    assert refused.returncode == 2
-    assert "the configuration is not the one that the run began with" in refused.stderr
+    assert_mistake(refused, "the configuration is not the one that the run began with")
     (folder / "config.toml").write_text(original.replace("rounds = 3", "rounds = 4"))
-    assert "Unfinished (flora 1, feddlp 1 rounds to go)" in feddlp("show", str(folder)).stdout
-    assert feddlp("resume", str(folder)).returncode == 0
+    assert "Unfinished (flora 1, feddlp 1 rounds to go)" in feddlp("show", str(folder)).out
+    assert feddlp("resume", str(folder)).code == 0
     assert rounds(folder)[:6] == rounds(undisturbed)
     assert [(row["method"], row["round"]) for row in rounds(folder)[6:]] == [("flora", 4), ("feddlp", 4)]
 
@@ -274,8 +254,10 @@ def test_an_edited_configuration_is_refused_on_resume_and_more_rounds_are_not(un
 @pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
 def test_an_interrupt_before_anything_is_written_is_no_success(delay, options, tmp_path):
     command = [sys.executable, "-m", "feddlp", "run", *options, f"runs_dir={tmp_path / 'runs'}"]
-    process = start(command)
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)
+    hear = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # where tests run in the background, children ignore it
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=hear) as process:
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) in (130, -signal.SIGINT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 
 from feddlp.data import characters as characters_module
 from feddlp.data.characters import FONTS, characters, render_masks
+from terminal import forked, script
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -64,8 +63,9 @@ def test_no_data_set_is_read():
 
 
 def test_two_steps_write_a_checkpoint_that_the_package_loads(tmp_path):
-    command = [sys.executable, TOOLS / "pretrain_tiny_clip.py", "--steps", "2", "--groups", "1", "--to", tmp_path]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    words = ["--steps", "2", "--groups", "1", "--to", str(tmp_path)]
+    done = forked(*words, cwd=tmp_path, do=script(TOOLS / "pretrain_tiny_clip.py"))
+    assert done.code == 0, done.err
     from feddlp.model.checkpoint import load_backbone
 
     backbone = load_backbone(str(tmp_path), "image")
