@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+OURS = "feddlp: error: "  # what a UserError begins with where it is shown
+
 
 class UserError(Exception):
     """Something the user can put right; the command line prints it as one line and exits with code 2.

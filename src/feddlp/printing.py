@@ -60,10 +60,18 @@ def unfinished(folder: RunFolder) -> str:
 
 def print_finished(folder: RunFolder, console: Console) -> None:
     """The tables of a run that came to its end, and its page."""
+    write_report([folder], page_of(folder))
+    print_again(folder, console)
+
+
+def print_again(folder: RunFolder, console: Console) -> None:
+    """The same of a run whose page is written already."""
     print_run(folder, console)
-    page = folder.path / "report.html"
-    write_report([folder], page)
-    printer(console).print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    printer(console).print(f"report: {page_of(folder)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def page_of(folder: RunFolder) -> Path:
+    return folder.path / "report.html"
 
 
 def print_sweep(path: Path, console: Console) -> None:

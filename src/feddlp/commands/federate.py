@@ -1,4 +1,4 @@
-"""Commands of a federation over several machines: feddlp federate up | resume | link | node | take | register | run."""
+"""Commands of a federation over several machines: feddlp federate up | resume | link | node | run | stop | ..."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     with needing("federate", "flower"):
         from feddlp.federation.flower.local import federation
     from feddlp.experiment import missing_rounds
-    from feddlp.printing import print_finished
+    from feddlp.printing import print_again, print_finished
     from feddlp.records import RunFolder
 
     folder, console = RunFolder.open(path), Console()
@@ -93,7 +93,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
             local.play()
     except StoppedByUser:
         raise StoppedByUser(f"go on with: {shlex.join(['feddlp', 'federate', 'resume', str(path)])}") from None
-    print_finished(folder, console)
+    print_again(folder, console)
 
 
 @app.command()
@@ -124,6 +124,9 @@ def node(
     name: Annotated[str, typer.Option(help="What the records call this node; its key is DIR/NAME.key.")] = "",
     checkpoint: Annotated[str, typer.Option(help="The model, if it lies elsewhere than the configuration says.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    tell_classes: Annotated[
+        bool, typer.Option("--tell-classes", help="Tell the server how many images of which class there are.")
+    ] = False,
     link: Link = ADDRESS,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone, for Flower's use.")] = 9094,
     keys: Keys = None,
@@ -138,11 +141,13 @@ def node(
         --clients 0 --data folder:/data/images --state-dir /var/lib/feddlp
     """
     with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
+        from feddlp.federation.flower import machines, processes
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
     settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
-    become(*machines.node(link, port, settings, machines.trust(link, keys, insecure), place))
+    settings |= {"tell-classes": "yes"} if tell_classes else {}
+    command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
+    processes.keep_running(command, variables, lambda line: print(f"feddlp: {line}", flush=True))
 
 
 @app.command()
@@ -174,7 +179,7 @@ def register(
     place: Place = PLACE,
     debug: Debug = False,
 ) -> None:
-    """Let a node in: tell the SuperLink its public key.
+    """Let a node in: tell the SuperLink its public key; on the server's machine.
 
     \b
     feddlp federate register hospital-a.pub --keys keys
@@ -184,7 +189,8 @@ def register(
 
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
-    become(*machines.register(link, key, machines.trust(link, keys, False), place))
+    number = machines.control(link, machines.trust(link, keys, False), place).register(key)
+    print(f"{key.stem} may join (node {number})")
 
 
 @app.command()
@@ -197,7 +203,7 @@ def run(
     place: Place = PLACE,
     debug: Debug = False,
 ) -> None:
-    """Start a run on a SuperLink, and show what its server says; the run folder is made on the server's machine.
+    """Start a run on a SuperLink, and show what its server says; on the server's machine, where the run folder is made.
 
     \b
     feddlp federate run my.toml training.rounds=50 --link fl.example.org:8000 --keys keys
@@ -216,7 +222,34 @@ def run(
         config = load_config(*split_words(words or []))
         check_fit(config)
         what = {"configuration": config.to_toml()}
-    become(*machines.run(link, what, machines.trust(link, keys, insecure), place))
+    control = machines.control(link, machines.trust(link, keys, insecure), place)
+    try:
+        control.watch(control.submit(what), print_at_once)
+    except KeyboardInterrupt:
+        again = shlex.join(["feddlp", "federate", "stop", "--link", link, *(["--keys", str(keys)] if keys else [])])
+        raise StoppedByUser(f"the run goes on at the server; end it there with: {again}") from None
+
+
+def print_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command()
+def stop(
+    link: Link = ADDRESS, keys: Keys = None, insecure: Insecure = False, place: Place = PLACE, debug: Debug = False
+) -> None:
+    """End what is under way on a SuperLink; on the server's machine. Each run can be gone on with.
+
+    \b
+    feddlp federate stop --link fl.example.org:8000 --keys keys
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    stopped = machines.control(link, machines.trust(link, keys, insecure), place).stop()
+    print(
+        f"{len(stopped)} stopped; go on with: feddlp federate run --resume RUN" if stopped else "nothing is under way"
+    )
 
 
 def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:

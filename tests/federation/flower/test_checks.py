@@ -269,7 +269,25 @@ HELLO = {
 
 def test_a_good_hello_passes():
     hello = parse_hello(json.loads(json.dumps({**HELLO, "kind": "hello"})), CLIENTS)
-    assert (hello.name, hello.clients) == ("ward", [1, 3])
+    assert (hello.name, hello.clients, hello.classes) == ("ward", [1, 3], None)
+
+
+HELD = [{"train": {"a": 1}, "test": {"b": 3}}, {"train": {"a": 1, "b": 1}, "test": {"a": 4}}]
+
+
+def test_classes_that_add_up_pass():
+    assert parse_hello({**HELLO, "classes": HELD}, CLIENTS).classes == HELD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train": {"a": 2}}, {"train": {"c": 1}}, {"test": {}}, {"validation": {"a": 1}}, {"train": {"a": -1, "b": 2}}],
+)
+def test_classes_that_do_not_add_up_are_refused(change):
+    with pytest.raises(RefusedError, match=r"client 1 and their classes do not agree|at classes\.0"):
+        parse_hello({**HELLO, "classes": [{**HELD[0], **change}, HELD[1]]}, CLIENTS)
+    with pytest.raises(RefusedError, match="classes has 1 values for 2 clients"):
+        parse_hello({**HELLO, "classes": HELD[:1]}, CLIENTS)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +385,7 @@ def test_any_start_is_taken_or_refused(facts):
     only_refused(lambda: check_begun(Parcel(facts if isinstance(facts, dict) else {}), (1, 3), "feddlp", ROSTER))
 
 
-@given(mutated(HELLO))
+@given(mutated({**HELLO, "classes": HELD}))
 def test_any_hello_is_taken_or_refused(facts):
     only_refused(lambda: parse_hello(facts if isinstance(facts, dict) else {}, CLIENTS))
 

@@ -16,6 +16,7 @@ from fakegrid import Killed, small
 from feddlp import __version__, files
 from feddlp.federation import clients
 from feddlp.federation.flower import node, statefolder
+from feddlp.federation.flower.checks import frozen
 from feddlp.federation.flower.node import answer
 from feddlp.federation.flower.parcels import Parcel, to_bytes, to_record
 from feddlp.federation.rounds import Federation
@@ -37,7 +38,8 @@ def order(config, round=0, shift=0.0, clients=(0, 1), experiment="0" * 32, kind=
     (shared,) = Federation(told.host(method).lanes, told.host(method), config.training).order().shared
     moved = {name: {leaf: value + shift for leaf, value in theta.items()} for name, theta in shared.items()}
     about = {"kind": kind, "version": __version__, "method": method, "round": round, "clients": list(clients)}
-    return Parcel({**parcel.facts, **about}, moved)
+    model = frozen(told.materials.fingerprints["backbone"], told.sites)
+    return Parcel({**parcel.facts, **about, "frozen": model}, moved)
 
 
 def ask(parcel, folder, **words):
@@ -376,9 +378,8 @@ def test_a_state_over_another_checkpoint_or_other_images_is_refused(key, tmp_pat
     config = told("zero_shot")
     ask(order(config, 0), tmp_path)
     kept = content(tmp_path)
-    asked = order(config, 1)
     monkeypatch.setitem(node.load.__wrapped__.__globals__, "load", lambda *args: altered(args, key))
-    line = problem(asked, tmp_path)
+    line = problem(order(config, 1), tmp_path)
     assert f"was begun with another {'checkpoint' if key == 'backbone' else key}" in line
     assert content(tmp_path) == kept
 
@@ -389,6 +390,22 @@ ORIGINAL = node.load
 def altered(args, key):
     found = ORIGINAL(*args)
     return type(found)(**{**vars(found), "fingerprints": {**found.fingerprints, key: "0" * 64}})
+
+
+@pytest.mark.parametrize("kind", ["train", "start"])
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"checkpoint": "0" * 64}, "the checkpoint here is not that of the federation"),
+        ({"sites": "0" * 64}, "the sites here is not that of the federation"),
+        (None, "the checkpoint here is not that of the federation"),
+    ],
+)
+def test_an_order_over_another_model_is_refused_and_nobody_trains(kind, wrong, line, tmp_path, no_training):
+    asked = order(told("fedclip"), kind=kind)
+    frozen = {**asked.facts["frozen"], **wrong} if wrong else None
+    assert line in problem(Parcel({**asked.facts, "frozen": frozen}, asked.adapters), tmp_path)
+    assert content(tmp_path) == {}
 
 
 def test_another_experiment_begins_anew_beside_the_first(tmp_path):

@@ -14,7 +14,7 @@ from feddlp.federation.flower.remote import RemoteClients
 class Nobody:
     """A post without nodes, a registry without members, a reporter, and a clock that moves when one looks at it."""
 
-    class_names, now = (), 0.0
+    class_names, frozen, now = (), {}, 0.0
 
     def __init__(self):
         self.lines = []

@@ -1,7 +1,10 @@
 """A node's process that stays."""
 
 import os
+import subprocess
+import sys
 import threading
+from types import SimpleNamespace
 
 from feddlp.federation.flower import resident
 
@@ -28,3 +31,15 @@ def test_two_messages_at_once_start_one_resident(tmp_path, monkeypatch):
     for thread in asking:
         thread.join()
     assert len(started) == 1
+
+
+def test_sockets_of_owners_that_are_gone_are_removed(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, mine, other = (tmp_path / name for name in (f"{ended.pid}-a.sock", f"{os.getpid()}-b.sock", "note.txt"))
+    for file in (left, mine, other):
+        file.touch()
+    monkeypatch.setattr(resident, "Client", lambda *_: "connection")
+    monkeypatch.setattr(resident.subprocess, "Popen", lambda *_, **__: SimpleNamespace(poll=lambda: None))
+    assert resident.started(tmp_path / "c.sock", os.getpid(), 1.0) == "connection"
+    assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)

@@ -54,13 +54,17 @@ def assert_same(found, expected, exact=False):
 
 # As in one process
 
+TOLD = ("class_names", "template", "clients")
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_nodes_and_one_node_play_the_run_of_one_process(method, tmp_path):
     config = small(methods=[method], runs_dir=str(tmp_path))
     expected = experiment.run(config, Listener())
     for shares in (("0-1", "2"), ("0-2",)):
-        assert_same(served(a_grid(tmp_path / shares[0], *shares), config), expected)
+        found = served(a_grid(tmp_path / shares[0], *shares), config)
+        assert_same(found, expected)
+        assert found.read_partition() == {key: expected.read_partition()[key] for key in TOLD}
 
 
 @pytest.mark.parametrize("method", ["fedclip", pytest.param("feddlp", marks=pytest.mark.slow), "local"])
@@ -87,13 +91,20 @@ def test_natural_clients_with_folders_of_their_own(tmp_path):
     data = {"partition": "natural", "dataset": f"clients:{tmp_path / 'all'}"}
     config = small(methods=["fedclip"], runs_dir=str(tmp_path / "runs"), data=data, training={"rounds": 2})
     expected = experiment.run(config, Listener())
-    nodes = {
-        client: real(
-            clients=client, state_dir=tmp_path / f"node-{client}", data=f"folder:{tmp_path / 'all' / f'ward-{client}'}"
-        )
-        for client in range(3)
-    }
-    assert_same(served(FakeGrid(Time(), nodes), config), expected)
+    for tells in ("no", "yes"):
+        nodes = {
+            client: real(
+                clients=client,
+                state_dir=tmp_path / f"node-{client}-{tells}",
+                data=f"folder:{tmp_path / 'all' / f'ward-{client}'}",
+                tell_classes=tells if client else "yes",
+            )
+            for client in range(3)
+        }
+        found = served(FakeGrid(Time(), nodes), config)
+        assert_same(found, expected)
+        told = TOLD if tells == "yes" else TOLD[:2]  # of all clients, or of none
+        assert found.read_partition() == {key: expected.read_partition()[key] for key in told}
 
 
 # Killed

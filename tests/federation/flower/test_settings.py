@@ -58,6 +58,7 @@ def test_simulated_nodes_share_all_clients_and_no_state_folder(nodes, clients):
         ({}, "node-config has no clients"),
         ({"clients": "3"}, "client 3 is none of data.clients=3, 0-2"),
         ({"clients": "0", "state-dir": ""}, "node-config has no state-dir"),
+        ({"clients": "0", "tell-classes": "maybe"}, "node-config: tell-classes=maybe is neither yes nor no"),
         ({"clients": "0", "statedir": "/x"}, "node-config has statedir; did you mean state-dir?"),
     ],
 )

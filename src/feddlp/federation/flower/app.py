@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -45,12 +46,22 @@ def main(grid: Grid, context: Context) -> None:
     from rich.console import Console
 
     from feddlp.commands.common import quiet_libraries
-    from feddlp.errors import UserError
+    from feddlp.errors import OURS, UserError
     from feddlp.federation.flower.serving import serve
+    from feddlp.printing import print_finished
     from feddlp.progress import PlainReporter
 
     quiet_libraries()
+    console = Console(width=200)
     try:
-        serve(grid, context.run_config, PlainReporter(Console(width=200)))
+        serve(grid, context.run_config, PlainReporter(console), lambda folder: print_finished(folder, console))
     except UserError as error:
-        raise RuntimeError(f"feddlp: error: {error}") from None
+        logging.getLogger("flwr").addFilter(in_one_line)
+        raise RuntimeError(f"{OURS}{error}") from None
+
+
+def in_one_line(record: logging.LogRecord) -> bool:
+    """What Flower logs of our exception, without a traceback."""
+    if record.exc_info and record.exc_info[1]:
+        record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+    return True

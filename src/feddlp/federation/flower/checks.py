@@ -6,11 +6,13 @@ that fails is refused as a whole, with one line that says why.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
@@ -27,6 +29,7 @@ MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Counts = Annotated[list[Count], FailFast()]
 Text = Annotated[str, Field(max_length=MOST_NAME)]
+Part = Literal["train", "validation", "test"]
 SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
 
 
@@ -54,6 +57,7 @@ class Hello(Checked):
     dtype: Literal["float32", "float64", "bfloat16"]
     sites: dict[str, list[Any]]
     left_out: Count
+    classes: list[dict[Part, dict[Text, Count]]] | None = None  # of each client's samples; None: it does not tell
 
 
 class Told(Checked):
@@ -101,14 +105,34 @@ def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
     """Who a node says it is. clients: of the whole federation"""
     hello: Hello = parse(Hello, facts)
     check_clients(hello.clients, range(clients))
-    for part in ("train", "validation", "test"):
+    for part in get_args(Part):
         check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
+    check_classes(hello)
     try:
         for values in hello.sites.values():
             site_of(*values)
     except (TypeError, KeyError, IndexError) as error:
         raise RefusedError(f"its sites are none ({type(error).__name__}: {one_line(error)})") from error
     return hello
+
+
+def frozen(checkpoint: str, sites: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Fingerprints of a frozen model's weights, and of where adapters act on it."""
+    return {"checkpoint": checkpoint, "sites": hashlib.sha256(json.dumps(sites, sort_keys=True).encode()).hexdigest()}
+
+
+def check_classes(hello: Hello) -> None:
+    """Images by class that add up."""
+    if hello.classes is None:
+        return
+    check_length("classes", hello.classes, len(hello.clients))
+    for place, held in enumerate(hello.classes):
+        for part in get_args(Part):
+            counts = held.get(part, {})
+            if sum(counts.values()) != getattr(hello.samples, part)[place] or not counts.keys() <= {*hello.class_names}:
+                raise RefusedError(
+                    f"its {part} samples of client {hello.clients[place]} and their classes do not agree"
+                )
 
 
 def site_of(kind: str, *values: Any) -> Site:

@@ -25,9 +25,7 @@ from feddlp.federation.flower.processes import (
     Running,
     free_ports,
     start,
-    submit,
     wait_until_up,
-    write_connection,
 )
 from feddlp.federation.flower.resident import is_alive
 from feddlp.federation.flower.settings import share_of, spell
@@ -62,8 +60,8 @@ class LocalFederation:
         return self.folder.path.absolute() / "federation"
 
     @property
-    def home(self) -> Path:
-        return self.place / "flwr"
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
 
     def start(self) -> None:
         """Everything but the run."""
@@ -73,20 +71,19 @@ class LocalFederation:
 
     def start_link(self) -> None:
         (self.port,) = free_ports(1)
-        address = f"{LOOPBACK}:{self.port}"
-        write_connection(self.home, address)
-        command, variables = machines.link(address, HERE, self.place)
+        command, variables = machines.link(self.address, HERE, self.place)
         command += ["--simulation"] * self.simulated
         self.running["link"] = start(
             "the SuperLink", command, self.place / "link.log", variables | self.simulated_settings()
         )
         wait_until_up(self.running["link"], self.port)
-        self.reporter.note(f"SuperLink on {address}; logs in {self.place}")
+        self.reporter.note(f"SuperLink on {self.address}; logs in {self.place}")
 
     def simulated_settings(self) -> dict[str, str]:
         """What SuperNodes have in their node-config and simulated ones in their environment."""
         config = load_config(self.folder.config)
         found = {"STATE_DIR": str(self.place), "DATA": config.data.dataset, "DEVICE": config.model.device}
+        found["TELL_CLASSES"] = "yes"
         return {f"FEDDLP_{key}": value for key, value in found.items()} if self.simulated else {}
 
     def engine_options(self) -> list[str]:
@@ -100,7 +97,7 @@ class LocalFederation:
             before.stop()
         name, settings = f"node-{node}", self.node_config(load_config(self.folder.config), node)
         (port,) = free_ports(1)
-        command, variables = machines.node(f"{LOOPBACK}:{self.port}", port, settings, HERE, self.place)
+        command, variables = machines.node(self.address, port, settings, HERE, self.place)
         self.running[name] = start(name, command, self.place / f"{name}.log", variables)
 
     def node_config(self, config: Config, node: int) -> dict[str, str]:
@@ -111,6 +108,7 @@ class LocalFederation:
             "data": config.data.dataset,
             "state-dir": str(self.place / f"node-{node}"),
             "device": config.model.device,
+            "tell-classes": "yes",
         }
 
     def play(self) -> None:
@@ -120,7 +118,8 @@ class LocalFederation:
             UserError: it failed, or one of the processes that it cannot do without died.
         """
         follower = Follower(self.folder.path / "events.jsonl", self.reporter)
-        submit(self.place, {"run": str(self.folder.path.absolute())}, *self.engine_options())
+        link = machines.control(self.address, HERE, self.place)
+        link.submit({"run": str(self.folder.path.absolute())}, *self.engine_options())
         began, told = time.monotonic(), set[str]()
         while follower.ended is None:
             time.sleep(FOLLOW)

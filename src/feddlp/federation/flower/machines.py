@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feddlp.errors import UserError
-from feddlp.federation.flower.processes import (
-    environment,
-    program,
-    submission,
-    write_connection,
-    write_settings,
-)
+from feddlp.federation.flower.control import Control
+from feddlp.federation.flower.processes import environment, program, superlink, write_settings
 from feddlp.federation.flower.settings import MOST_CLIENTS, read_settings
 from feddlp.files import make_folder
 
@@ -70,7 +65,7 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
     """The SuperLink."""
     host, _, port = address.rpartition(":")
     make_folder(place)
-    command = [program("flower-superlink"), "--host", host.strip("[]"), "--port", port]
+    command = [*superlink(), "--host", host.strip("[]"), "--port", port]
     command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
     if trusted.keys is None:
         command.append("--insecure")
@@ -101,17 +96,6 @@ def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, p
     return command, environment(place.absolute() / "flwr")
 
 
-def register(address: str, key: Path, trusted: Trust, place: Path) -> Command:
-    """The command that lets a node in."""
-    if not key.is_file():
-        raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
-    home = place.absolute() / "flwr"
-    write_connection(home, address, Path(trusted.file("ca.crt")))
-    return [program("flwr"), "supernode", "register", str(key), "feddlp", "--name", key.stem], environment(home)
-
-
-def run(address: str, run_config: Mapping[str, str], trusted: Trust, place: Path) -> Command:
-    """The command that starts a run, and shows its server's log."""
-    home = place.absolute() / "flwr"
-    write_connection(home, address, Path(trusted.file("ca.crt")) if trusted.keys else None)
-    return submission(place.absolute(), run_config, "--stream"), environment(home)
+def control(address: str, trusted: Trust, place: Path) -> Control:
+    """What tells a SuperLink what to do."""
+    return Control(place, address, Path(trusted.file("ca.crt")) if trusted.keys else None)

@@ -26,7 +26,7 @@ from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
 from feddlp.errors import UserError
-from feddlp.federation.flower.checks import check_adapters, one_line
+from feddlp.federation.flower.checks import check_adapters, frozen, one_line
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
@@ -123,10 +123,37 @@ class Node:
             "class_names": found.partition["class_names"],
             "template": found.partition["template"],
             "dtype": str(self.host("").like.dtype).removeprefix("torch."),
-            "sites": {name: [type(site).__name__, *site] for name, site in found.backbone.sites.items()},
+            "sites": self.sites,
             "left_out": len(found.left_out),
+            "classes": self.classes,
         }
         return Parcel(facts)
+
+    @property
+    def sites(self) -> dict[str, list[Any]]:
+        """Where adapters act, as the server is told."""
+        return {name: [type(site).__name__, *site] for name, site in self.materials.backbone.sites.items()}
+
+    @property
+    def classes(self) -> list[dict[str, dict[str, int]]] | None:
+        """How many images of which class the clients have; None where their owner keeps that to himself."""
+        if self.natural and not self.settings.tell_classes:
+            return None
+        names, everyone = (self.materials.partition[key] for key in ("class_names", "clients"))
+        here = everyone if self.natural else [everyone[client] for client in self.settings.clients]
+        return [
+            {part: {name: n for name, n in zip(names, counts, strict=True) if n} for part, counts in one.items()}
+            for one in here
+        ]
+
+    def check_frozen(self) -> None:
+        """Refuse to train over another model than the rest of the federation."""
+        own, told = frozen(self.materials.fingerprints["backbone"], self.sites), self.facts.get("frozen")
+        if told != own:
+            which = next(key for key in own if not isinstance(told, dict) or told.get(key) != own[key])
+            raise UserError(
+                f"the {which} here is not that of the federation; give this node the same checkpoint (checkpoint=PATH)"
+            )
 
     def host(self, method: str, folder: StateFolder | None = None) -> Host:
         """The clients of this node with one method, as a federation of their own would have them."""
@@ -141,6 +168,7 @@ class Node:
 
     def start(self) -> Parcel:
         """Samples predicted rightly as the clients begin."""
+        self.check_frozen()
         facts: dict[str, Any] = {"clients": [], "correct": {"validation": [], "test": []}}
         for wave, correct in self.host(self.facts["method"]).begin(self.chosen()):
             facts["clients"] += [self.data.ids[row] for row in wave.rows.tolist()]
@@ -150,6 +178,7 @@ class Node:
 
     def train(self, parcel: Parcel) -> Parcel:
         """Play a round, or give its report again."""
+        self.check_frozen()
         path = self.settings.state_dir / self.facts["experiment"] / self.facts["method"]
         folder = StateFolder(path, self.belongs)
         with folder.locked(PATIENCE), writing(path):

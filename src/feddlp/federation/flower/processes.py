@@ -1,4 +1,4 @@
-"""Flower's processes, started and ended with this one: a SuperLink, SuperNodes, and the command that submits a run."""
+"""Flower's processes, started and ended with this one: a SuperLink, SuperNodes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import tomli_w
 
 from feddlp.errors import UserError
-from feddlp.files import make_folder, write_whole
+from feddlp.files import write_whole
 
 UP_WITHIN = 60.0  # seconds that a SuperLink may take to answer
 LAST_WORDS = 10.0  # seconds between asking a process to end and making it
+PAUSE = 10.0  # seconds before a program that failed is started again
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
 
@@ -54,6 +54,12 @@ def program(name: str) -> str:
     if not found:
         raise UserError(f'{name} is not installed; install the extra: pip install "feddlp[flower]"')
     return found
+
+
+def superlink() -> list[str]:
+    """Flower's SuperLink, with our gate before it."""
+    program("flower-superlink")  # or say how to get it
+    return [sys.executable, "-m", "feddlp.federation.flower.gate"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -109,6 +115,29 @@ def start(name: str, command: Sequence[str], log: Path, variables: Mapping[str, 
     return Running(name, process, log)
 
 
+def keep_running(command: Sequence[str], variables: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """A program in this terminal, started again when it fails, until it ends by itself or this process is interrupted.
+
+    A SuperNode fails where its key is not registered yet, and for a minute after it died, in which the SuperLink takes
+    it to be there.
+    """
+    while True:
+        with subprocess.Popen(command, env=dict(variables), preexec_fn=dies_with_its_parent()) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LAST_WORDS)
+                process.kill()
+                process.wait()
+                raise
+        if code == 0:
+            return
+        say(f"{Path(command[0]).name} ended with code {code}; it is started again in {PAUSE:g} s")
+        time.sleep(PAUSE)
+
+
 def wait_until_up(link: Running, port: int) -> None:
     """Until the SuperLink answers.
 
@@ -127,43 +156,7 @@ def wait_until_up(link: Running, port: int) -> None:
     raise UserError(f"the SuperLink did not come up; its log {link.log} ends: {link.tail()}")
 
 
-def copy_app(folder: Path) -> Path:
-    """The app folder that `flwr run` is given, as a copy: Flower may write into it."""
-    make_folder(folder / "feddlp_flower")
-    source = files("feddlp").joinpath("assets/flower-app")
-    for name in ("pyproject.toml", "feddlp_flower/__init__.py", "feddlp_flower/server.py", "feddlp_flower/client.py"):
-        write_whole(folder / name, source.joinpath(name).read_bytes())
-    return folder
-
-
-def write_connection(home: Path, address: str, root_certificates: Path | None = None) -> None:
-    """Flower's own configuration: the SuperLink named "feddlp"."""
-    secure = {"root-certificates": str(root_certificates)} if root_certificates else {"insecure": True}
-    table = {"superlink": {"default": "feddlp", "feddlp": {"address": address, **secure}}}
-    make_folder(home)
-    write_whole(home / "config.toml", tomli_w.dumps(table).encode())
-
-
 def write_settings(file: Path, settings: Mapping[str, str]) -> Path:
     """A file that Flower's programs take for --run-config or --node-config, whatever the values hold."""
     write_whole(file, tomli_w.dumps(dict(settings)).encode())
     return file
-
-
-def submission(place: Path, run_config: Mapping[str, str], *more: str) -> list[str]:
-    """The command that has the SuperLink start a run. place: where files for it may be written"""
-    settings = write_settings(place / "run.toml", run_config)
-    return [program("flwr"), "run", str(copy_app(place / "app")), "feddlp", "--run-config", str(settings), *more]
-
-
-def submit(place: Path, run_config: Mapping[str, str], *more: str) -> None:
-    """Have the SuperLink start a run.
-
-    Raises:
-        UserError: it refused.
-    """
-    command, home = submission(place, run_config, *more), place / "flwr"
-    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-        raise UserError(f"the SuperLink did not take the run: {said[-400:]}")

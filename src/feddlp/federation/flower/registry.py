@@ -17,7 +17,7 @@ import torch
 from feddlp.config import Config
 from feddlp.data.csv_tables import in_order
 from feddlp.errors import UserError
-from feddlp.federation.flower.checks import Hello, site_of
+from feddlp.federation.flower.checks import Hello, frozen, site_of
 from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
 from feddlp.files import write_atomically
@@ -38,7 +38,7 @@ class Registry:
     common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
     class_names: list[str] = field(default_factory=list)
     closed: bool = False  # no more classes
-    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, state
+    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, ...
 
     @classmethod
     def open(cls, folder: Path, config: Config) -> Registry:
@@ -103,6 +103,11 @@ class Registry:
         self.save()
 
     @property
+    def frozen(self) -> dict[str, str]:
+        """What clients train over, as every order names it."""
+        return frozen(self.common["checkpoint"], self.common["sites"])
+
+    @property
     def sites(self) -> dict[str, Site]:
         return {name: site_of(*values) for name, values in self.common["sites"].items()}
 
@@ -110,6 +115,18 @@ class Registry:
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.common["dtype"])
         return dtype
+
+    def partition(self, clients: int) -> dict[str, Any]:
+        """Classes and prompt, and how many images of which class each client has, where all who are here tell that."""
+        about = {"class_names": self.class_names, "template": self.common["template"]}
+        held = {client: member.get("classes") for client, member in self.members.items()}
+        if None in held.values():
+            return about
+        rows = [held.get(client) or {} for client in range(clients)]
+        counts = [
+            {part: [row.get(part, {}).get(name, 0) for name in self.class_names] for part in PARTS} for row in rows
+        ]
+        return {**about, "clients": counts}
 
     def fill(self, roster: Roster) -> None:
         """Write the numbers of samples into a roster, in place; 0 for clients that never came."""
@@ -121,4 +138,5 @@ class Registry:
 def member_of(hello: Hello, place: int) -> dict[str, Any]:
     """One of the clients of a node."""
     samples = {part: getattr(hello.samples, part)[place] for part in PARTS}
-    return {**samples, "data": hello.data, "node": hello.name, "state": hello.state}
+    classes = hello.classes[place] if hello.classes else None
+    return {**samples, "classes": classes, "data": hello.data, "node": hello.name, "state": hello.state}

@@ -33,7 +33,8 @@ class RemoteClients:
 
     def __init__(self, nodes: Nodes, config: Config, method: str, facts: Mapping[str, Any]):
         self.nodes, self.config, self.method = nodes, config, method
-        self.facts = {**facts, "method": method, "class_names": nodes.registry.class_names}
+        known = nodes.registry
+        self.facts = {**facts, "method": method, "class_names": known.class_names, "frozen": known.frozen}
 
     @property
     def roster(self) -> Roster:

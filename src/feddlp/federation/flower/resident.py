@@ -38,8 +38,8 @@ def address(node_config: Mapping[str, Any], owner: int) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise PermissionError(f"{folder} is open to others")
-    name = hashlib.sha256(json.dumps([owner, dict(node_config)], sort_keys=True).encode()).hexdigest()[:24]
-    return folder / f"{name}.sock"
+    name = hashlib.sha256(json.dumps(dict(node_config), sort_keys=True).encode()).hexdigest()[:16]
+    return folder / f"{owner}-{name}.sock"
 
 
 def ask(envelope: Envelope, node_config: Mapping[str, Any], idle: float) -> Envelope:
@@ -70,6 +70,9 @@ def connect(place: Path, owner: int, idle: float) -> Connection:
 
 def started(place: Path, owner: int, idle: float) -> Connection:
     """A connection to a resident that is started here."""
+    for left in place.parent.glob("[0-9]*-*.sock"):  # by one that was killed with its SuperNode
+        if not is_alive(int(left.name.partition("-")[0])):
+            left.unlink(missing_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(place), str(owner), str(idle)], start_new_session=True
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ from feddlp.records import ROSTER, RunFolder
 SPARE = 600.0  # seconds that a message outlives the deadline of its round
 
 
-def serve(grid: Grid, run_config: Mapping[str, Any], reporter: Reporter) -> RunFolder:
+def serve(
+    grid: Grid,
+    run_config: Mapping[str, Any],
+    reporter: Reporter,
+    finish: Callable[[RunFolder], None] = lambda folder: None,
+) -> RunFolder:
     """Play the run that the app's configuration names.
 
     Args:
         run_config: "run", a run folder to bring to its end; or "configuration", a TOML file on this machine (or its
             text; the demo where empty), and "overrides", for example "training.rounds=3 seed=1".
+        finish: what is done with the run folder in the end.
 
     Raises:
         UserError: a mistake in these, or too few clients.
@@ -47,6 +53,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any], reporter: Reporter) -> RunF
         recorder.run_started(folder.path.absolute())
         with folder.locked():
             play(grid, folder, recorder)
+        finish(folder)
     except BaseException as error:
         recorder.write("failed", str(error) or type(error).__name__)
         raise
@@ -109,7 +116,7 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
         "backbone": registry.common["checkpoint"],
     }
     check_environment(folder, fingerprints, reporter)
-    folder.write_partition({"class_names": registry.class_names, "template": registry.common["template"]})
+    folder.write_partition(registry.partition(config.data.clients))
     folder.rewind(config.methods)
     for name in config.methods:
         play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, facts), reporter)

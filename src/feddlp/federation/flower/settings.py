@@ -10,6 +10,7 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     name        what the records call this node
     memory-limit  training.memory_limit here: GiB, 512MiB, or auto
     keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
+    tell-classes  yes: the server is told how many images of which class each client has, for the report
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Literal
 from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.errors import UserError, nearest
 
-KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "memory-limit", "keep-warm")
+KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "memory-limit", "keep-warm", "tell-classes")
 SIMULATED = ("partition-id", "num-partitions")
 MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
 MOST_CLIENTS = 1_000_000
@@ -40,6 +41,7 @@ class NodeSettings:
     device: str = ""
     memory_limit: Literal["auto"] | float = "auto"  # GiB
     name: str = ""
+    tell_classes: bool = False
 
     def localised(self, config: Config) -> Config:
         """The server's configuration with the places that are this node's own.
@@ -97,12 +99,19 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         device=found["device"],
         memory_limit=read_limit(found["memory-limit"] or "auto"),
         name=found["name"] or own or "unnamed",
+        tell_classes=read_yes_or_no("tell-classes", found["tell-classes"] or "no"),
     )
 
 
 def is_path(checkpoint: str) -> bool:
     """Whether a checkpoint is named by a place on a disk, not by what everybody calls it."""
     return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists()
+
+
+def read_yes_or_no(key: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise UserError(f"node-config: {key}={text} is neither yes nor no")
+    return text == "yes"
 
 
 def read_limit(text: str) -> Literal["auto"] | float:

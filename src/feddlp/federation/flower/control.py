@@ -1,0 +1,148 @@
+"""What a SuperLink is told: let a node in, start a run, show what its server says, stop it. By Flower's own command.
+
+A SuperLink of `feddlp federate link` listens to its own machine alone; see `gate`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from feddlp.errors import OURS, UserError
+from feddlp.federation.flower.processes import environment, program, write_settings
+from feddlp.files import make_folder, write_whole
+
+APP = ("pyproject.toml", "feddlp_flower/__init__.py", "feddlp_flower/server.py", "feddlp_flower/client.py")
+FLOWERS_OWN = ("\x1b[", "Using SuperLink", "Successfully installed")
+FLOWERS_ERROR = "\x1b[91mERROR"  # what follows is said by `end_of`
+SETTLED_WITHIN = 10.0  # seconds between a server's last word and the SuperLink's knowledge that it has ended
+
+
+@dataclass(frozen=True)
+class Control:
+    """A SuperLink, spoken to from here.
+
+    Args:
+        place: where Flower's own files may lie.
+        address: HOST:PORT
+        root_certificates: of its CA; None without TLS.
+    """
+
+    place: Path
+    address: str
+    root_certificates: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.place.absolute() / "flwr"
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        """What Flower's command says to some words.
+
+        Raises:
+            UserError: the SuperLink cannot be reached, or refuses.
+        """
+        write_connection(self.home, self.address, self.root_certificates)
+        command = [program("flwr"), *words, "--format", "json"]
+        done = subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
+        try:
+            said = json.loads(done.stdout)
+        except ValueError:
+            said = {"error-message": done.stdout + done.stderr}
+        if done.returncode or not said.get("success"):
+            raise UserError(f"--link {self.address}: {refusal(said['error-message'])}")
+        return dict(said)
+
+    def register(self, key: Path) -> str:
+        """Let a node in; its number.
+
+        Raises:
+            UserError: no such file, or the SuperLink refuses.
+        """
+        if not key.is_file():
+            raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
+        return str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
+
+    def submit(self, run_config: Mapping[str, str], *more: str) -> str:
+        """Start a run; its number."""
+        make_folder(self.place)
+        settings = write_settings(self.place.absolute() / "run.toml", run_config)
+        app = copy_app(self.place.absolute() / "app")
+        return str(self.ask("run", str(app), "feddlp", "--run-config", str(settings), *more)["run-id"])
+
+    def watch(self, run: str, say: Callable[[str], None]) -> None:
+        """Tell what the server of a run says, to its end.
+
+        Raises:
+            UserError: it ended with one of our errors, or was stopped.
+            RuntimeError: it failed.
+        """
+        command = [program("flwr"), "log", run, "feddlp", "--stream"]
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, env=environment(self.home), text=True, **quiet) as stream:  # type: ignore[call-overload]
+            for line in stream.stdout:
+                if line.startswith(FLOWERS_ERROR):
+                    break
+                if not line.startswith(FLOWERS_OWN):
+                    say(line.rstrip("\n"))
+            stream.terminate()
+        status, details = self.end_of(run)
+        if OURS in details:
+            raise UserError(details.partition(OURS)[2])
+        if status == "finished:stopped":
+            raise UserError(f"run {run} was stopped; go on with: feddlp federate run --resume RUN")
+        if status != "finished:completed":
+            raise RuntimeError(f"run {run} is {status}: {details}")
+
+    def end_of(self, run: str) -> tuple[str, str]:
+        """How a run ended, and why."""
+        end = time.monotonic() + SETTLED_WITHIN
+        while True:
+            (found,) = (one for one in self.runs() if one["run-id"] == run)
+            if found["status"].startswith("finished") or time.monotonic() > end:
+                return found["status"], found["status-details"]
+            time.sleep(0.5)
+
+    def stop(self) -> list[str]:
+        """End what is under way; the numbers of those runs."""
+        active = [run["run-id"] for run in self.runs() if not run["status"].startswith("finished")]
+        for run in active:
+            self.ask("stop", run, "feddlp")
+        return active
+
+    def runs(self) -> list[dict[str, Any]]:
+        return list(self.ask("ls", "feddlp")["runs"])
+
+
+def refusal(said: str) -> str:
+    """What Flower's command says where it fails, as one line."""
+    line = re.sub(r"^Using SuperLink: feddlp \S+ (Listing all runs\.\.\. )?", "", " ".join(said.split()))
+    if "403 Forbidden" in line:
+        return "it starts runs and lets nodes in from its own machine alone; say it there, or through an SSH tunnel"
+    return line[-400:] or "no answer"
+
+
+def copy_app(folder: Path) -> Path:
+    """The app folder that `flwr run` is given, as a copy: Flower may write into it."""
+    make_folder(folder / "feddlp_flower")
+    source = files("feddlp").joinpath("assets/flower-app")
+    for name in APP:
+        write_whole(folder / name, source.joinpath(name).read_bytes())
+    return folder
+
+
+def write_connection(home: Path, address: str, root_certificates: Path | None = None) -> None:
+    """Flower's own configuration: the SuperLink named "feddlp"."""
+    secure = {"root-certificates": str(root_certificates)} if root_certificates else {"insecure": True}
+    table = {"superlink": {"default": "feddlp", "feddlp": {"address": address, **secure}}}
+    make_folder(home)
+    write_whole(home / "config.toml", tomli_w.dumps(table).encode())

@@ -1,0 +1,149 @@
+"""What a SuperLink is told, with a program in the place of Flower's command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from feddlp.errors import UserError
+from feddlp.federation.flower import control
+from feddlp.federation.flower.control import Control, refusal
+
+FLWR = """#!{python}
+import json, sys
+from pathlib import Path
+here = Path(__file__).parent
+with (here / "heard").open("a") as heard:
+    print(json.dumps(sys.argv[1:]), file=heard)
+said = json.loads((here / "says").read_text()).get(sys.argv[1], "")
+print(said if isinstance(said, str) else json.dumps(said), end="")
+sys.exit(not said or "success" in said and not said["success"])
+"""
+
+
+class Flower:
+    """Flower's command: what it says to its first word, and what it heard."""
+
+    def __init__(self, folder):
+        self.folder, self.program = folder, folder / "flwr"
+        self.program.write_text(FLWR.format(python=sys.executable))
+        self.program.chmod(0o755)
+
+    def says(self, **words):
+        (self.folder / "says").write_text(json.dumps(words))
+
+    @property
+    def heard(self):
+        return [json.loads(line) for line in (self.folder / "heard").read_text().splitlines()]
+
+
+def run(number, status, details="N/A"):
+    return {"run-id": number, "status": status, "status-details": details}
+
+
+@pytest.fixture
+def flower(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    found = Flower(tmp_path / "bin")
+    monkeypatch.setattr(control, "program", lambda name: str(found.program))
+    monkeypatch.setattr(control, "SETTLED_WITHIN", 0.0)
+    return found
+
+
+@pytest.fixture
+def link(tmp_path):
+    return Control(tmp_path / "place", "fl.example.org:8000", tmp_path / "ca.crt")
+
+
+def test_a_run_is_submitted_with_whatever_its_configuration_holds(flower, link):
+    flower.says(run={"success": True, "run-id": "7"})
+    assert link.submit({"configuration": 'name = "a b"\n[data]\n'}, "--more") == "7"
+    (words,) = flower.heard
+    _, app, name, _, settings, *more = words
+    assert (name, more) == ("feddlp", ["--more", "--format", "json"])
+    assert tomllib.loads(Path(settings).read_text()) == {"configuration": 'name = "a b"\n[data]\n'}
+    assert "feddlp_flower.server:app" in (Path(app) / "pyproject.toml").read_text()
+    connection = tomllib.loads((link.home / "config.toml").read_text())["superlink"]["feddlp"]
+    assert connection == {"address": "fl.example.org:8000", "root-certificates": str(link.root_certificates)}
+
+
+STREAM = """Using SuperLink: feddlp (x)
+\x1b[92mINFO \x1b[0m:      Starting logstream
+Successfully installed feddlp-flower
+run folder: runs/x
+round 1/1
+"""
+FAILURE = "\x1b[91mERROR \x1b[0m:     feddlp: error: too few\nAn unhandled exception occurred in the ServerApp.\n"
+
+
+def test_what_the_server_says_is_shown_and_nothing_else(flower, link):
+    flower.says(log=STREAM, ls={"success": True, "runs": [run("6", "running"), run("7", "finished:completed")]})
+    lines = []
+    link.watch("7", lines.append)
+    assert lines == ["run folder: runs/x", "round 1/1"]
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "error", "said"),
+    [
+        ("finished:failed", "ServerApp failed with exception: feddlp: error: too few", UserError, "^too few$"),
+        ("finished:failed", "ServerApp failed with exception: 'x'", RuntimeError, "run 7 is finished:failed: .*'x'"),
+        ("finished:stopped", "", UserError, "was stopped; go on with: feddlp federate run --resume RUN"),
+        ("running", "", RuntimeError, "run 7 is running"),
+    ],
+)
+def test_a_run_that_failed_ends_in_one_line(flower, link, status, details, error, said):
+    flower.says(log=STREAM + FAILURE, ls={"success": True, "runs": [run("7", status, details)]})
+    lines = []
+    with pytest.raises(error, match=said):
+        link.watch("7", lines.append)
+    assert lines == ["run folder: runs/x", "round 1/1"]
+
+
+def test_what_is_under_way_is_stopped_and_nothing_else(flower, link):
+    states = ("running", "finished:completed", "pending", "starting", "finished:failed")
+    runs = [run(str(number), state) for number, state in enumerate(states)]
+    flower.says(ls={"success": True, "runs": runs}, stop={"success": True})
+    assert link.stop() == ["0", "2", "3"]
+    assert [words[1] for words in flower.heard if words[0] == "stop"] == ["0", "2", "3"]
+
+
+def test_a_key_that_is_not_there_is_named(flower, link, tmp_path):
+    with pytest.raises(UserError, match=r"ward.pub is not there; the node makes it with: feddlp keys node NAME"):
+        link.register(tmp_path / "ward.pub")
+
+
+FLOWER_SAID = "Using SuperLink: feddlp (x:1)\n Listing all runs...\n\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            FLOWER_SAID + "Client error '403 Forbidden' for url",
+            "it starts runs and lets nodes in from its own",
+        ),
+        (FLOWER_SAID + "Connection is\nunavailable.", "Connection is unavailable."),
+        (
+            "Using SuperLink: feddlp (x:1)\n\n[code: 23] Public key already in use.",
+            "[code: 23] Public key",
+        ),
+        ("", "no answer"),
+    ],
+)
+def test_a_refusal_is_one_line(flower, link, said, line):
+    flower.says(ls={"success": False, "error-message": said})
+    with pytest.raises(UserError) as caught:
+        link.runs()
+    assert str(caught.value).startswith(f"--link fl.example.org:8000: {line}")
+    assert refusal(said).startswith(line)
+
+
+def test_a_command_that_dies_is_one_line(flower, link):
+    flower.says()
+    with pytest.raises(UserError, match=r"fl.example.org:8000: no answer$"):
+        link.runs()
