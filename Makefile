@@ -29,7 +29,8 @@ test: $(READY) ## the fast tests
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(READY) ## the tests that kill processes of a federation over Flower (about 5 minutes)
+test-faults: $(READY) ## the tests that kill processes of a federation over Flower (about 8 minutes)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[flower-sim]'
 	$(BIN)/python -m pytest -m "faults and not slow" -n 2
 
 check: $(READY) ## lint, format and types
