@@ -1,10 +1,10 @@
 """What a message costs beyond training, and what it weighs, in a federation over Flower on this machine.
 
-    python benchmarks/flower_messages.py --rounds 4
+    python benchmarks/flower_messages.py --rounds 4 [key=value ...]
 
-Two SuperNodes with five clients each; between one of them and the SuperLink stands a relay that counts bytes. A round's
-overhead is its seconds less those that the slower node trained. Cold: every message loads model and images anew
-(keep-warm=0). The first round is left out.
+Two SuperNodes that share the clients (of the demo: five each); between one of them and the SuperLink stands a relay that
+counts bytes. A round's overhead is its seconds less those that the slower node trained. Cold: every message loads model
+and images anew (keep-warm=0). The first round is left out.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Clock(PlainReporter):
         self.bytes.append(dict(self.federation.relay.counts))
 
 
-def measure(rounds: int, adapt: str, warm: bool) -> dict[str, float]:
+def measure(rounds: int, adapt: str, warm: bool, more: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
-        words = [f"training.rounds={rounds}", f"runs_dir={place}", "methods=feddlp", f"model.adapt={adapt}"]
+        words = [f"training.rounds={rounds}", f"runs_dir={place}", "methods=feddlp", f"model.adapt={adapt}", *more]
         folder, clock = new_run(load_config(None, words)), Clock()
         clock.federation = federation = Measured(folder, NODES, clock)
         federation.warm = warm
@@ -127,10 +127,11 @@ def slowest(folder: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the demo")
+    asked = parser.parse_args()
     for adapt in ("image", "both"):
         for warm in (False, True):
-            print(json.dumps({"adapt": adapt, "warm": warm, **measure(rounds, adapt, warm)}))
+            print(json.dumps({"adapt": adapt, "warm": warm, **measure(asked.rounds, adapt, warm, asked.words)}))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_the_text_tower_is_much_faster_than_the_naive_way():
     assert text["naive"]["times"] > 5
 
 
-@pytest.mark.parametrize("adapt", ["image", "text", "both"])
+@pytest.mark.parametrize("adapt", [pytest.param("image", marks=pytest.mark.slow), "text", "both"])
 def test_a_siglip_is_measured_too(adapt, checkpoints):
     found = measured(f"model={checkpoints['siglip']}", f"adapt={adapt}", "clients=2", "batch_size=2")
     assert found["step"]["nominal"]["flops_per_image"] > 0

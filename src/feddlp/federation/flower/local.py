@@ -28,7 +28,7 @@ from feddlp.federation.flower.processes import (
     wait_until_up,
 )
 from feddlp.federation.flower.resident import is_alive
-from feddlp.federation.flower.settings import share_of, spell
+from feddlp.federation.flower.settings import share_of, spell, variable
 from feddlp.files import make_folder, write_atomically
 from feddlp.records import RunFolder, held_alone, read_json
 
@@ -79,12 +79,21 @@ class LocalFederation:
         wait_until_up(self.running["link"], self.port)
         self.reporter.note(f"SuperLink on {self.address}; logs in {self.place}")
 
+    def own_settings(self, config: Config) -> dict[str, str]:
+        """What the configuration says of this machine, where all nodes are."""
+        return {
+            "data": config.data.dataset,
+            "checkpoint": config.model.checkpoint,
+            "device": config.model.device,
+            "tell-classes": "yes",
+        }
+
     def simulated_settings(self) -> dict[str, str]:
         """What SuperNodes have in their node-config and simulated ones in their environment."""
-        config = load_config(self.folder.config)
-        found = {"STATE_DIR": str(self.place), "DATA": config.data.dataset, "DEVICE": config.model.device}
-        found["TELL_CLASSES"] = "yes"
-        return {f"FEDDLP_{key}": value for key, value in found.items()} if self.simulated else {}
+        if not self.simulated:
+            return {}
+        found = {"state-dir": str(self.place), **self.own_settings(load_config(self.folder.config))}
+        return {variable(key): value for key, value in found.items()}
 
     def engine_options(self) -> list[str]:
         if not self.simulated:
@@ -101,14 +110,12 @@ class LocalFederation:
         self.running[name] = start(name, command, self.place / f"{name}.log", variables)
 
     def node_config(self, config: Config, node: int) -> dict[str, str]:
-        """A share of the clients, with the data of the configuration."""
+        """A share of the clients."""
         return {
             "name": f"node-{node}",
             "clients": spell(share_of(node, self.nodes, config.data.clients)).replace(" ", ""),
-            "data": config.data.dataset,
             "state-dir": str(self.place / f"node-{node}"),
-            "device": config.model.device,
-            "tell-classes": "yes",
+            **self.own_settings(config),
         }
 
     def play(self) -> None:

@@ -82,9 +82,7 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
     """
     if unknown := [key for key in node_config if key not in KEYS + SIMULATED]:
         raise UserError(f"node-config has {unknown[0]}; {nearest(unknown[0], KEYS)}")
-    found = {
-        key: str(node_config.get(key, environment.get(f"FEDDLP_{key.upper().replace('-', '_')}", ""))) for key in KEYS
-    }
+    found = {key: str(node_config.get(key, environment.get(variable(key), ""))) for key in KEYS}
     if not found["state-dir"]:
         raise UserError("node-config has no state-dir; name a folder of this node alone, as state-dir=/var/feddlp")
     held = parse_clients(found["clients"]) if found["clients"] else simulated(node_config, clients)
@@ -101,6 +99,11 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         name=found["name"] or own or "unnamed",
         tell_classes=read_yes_or_no("tell-classes", found["tell-classes"] or "no"),
     )
+
+
+def variable(key: str) -> str:
+    """ "state-dir" -> "FEDDLP_STATE_DIR" """
+    return f"FEDDLP_{key.upper().replace('-', '_')}"
 
 
 def is_path(checkpoint: str) -> bool:
