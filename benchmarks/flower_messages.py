@@ -2,9 +2,9 @@
 
     python benchmarks/flower_messages.py --rounds 4 [key=value ...]
 
-Two SuperNodes that share the clients (of the demo: five each); between one of them and the SuperLink stands a relay that
-counts bytes. A round's overhead is its seconds less those that the slower node trained. Cold: every message loads model
-and images anew (keep-warm=0). The first round is left out.
+Two SuperNodes that share the clients (of the demo: five each); between one of them and the SuperLink stands a relay
+that counts bytes. A round's overhead is its seconds less those that the slower node trained. Cold: every message loads
+model and images anew (keep-warm=0). The first round is left out.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class Begun:
     """
 
     def __init__(self, *words: str, cwd: Path, do: Callable[[], object] = cli.main, **variables: str):
-        self.said = [Path(tempfile.mkstemp(prefix="said-")[1]) for _ in range(2)]
+        self.folder = tempfile.TemporaryDirectory(prefix="said-")
+        self.said = [Path(self.folder.name) / name for name in ("out", "err")]
         arguments = (["feddlp", *map(str, words)], cwd, do, {**os.environ, **variables}, self.said)
         self.process = FORKS.Process(target=live, args=arguments)
         self.process.start()
@@ -53,14 +54,13 @@ class Begun:
 
     def end(self, within: float = 300) -> Ended:
         """Wait for it. A code below 0 is the signal that ended it."""
-        self.process.join(within)
-        if self.process.exitcode is None:
-            self.process.kill()
-            raise TimeoutError(f"still running after {within:g} s")
-        out, err = (file.read_text() for file in self.said)
-        for file in self.said:
-            file.unlink()
-        return Ended(self.process.exitcode, out, err)
+        with self.folder:
+            self.process.join(within)
+            if self.process.exitcode is None:
+                self.process.kill()
+                self.process.join()
+                raise TimeoutError(f"still running after {within:g} s")
+            return Ended(self.process.exitcode, *(file.read_text() for file in self.said))
 
 
 def live(
@@ -70,7 +70,7 @@ def live(
     import torch
 
     for number, file in enumerate(said, start=1):
-        os.dup2(os.open(file, os.O_WRONLY), number)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()

@@ -92,11 +92,11 @@ def test_the_environment_is_written_and_read(folder):
     assert found["packages"]["torch"] == version("torch")
 
 
-def test_the_partition_is_written_once_and_read(folder):
+def test_the_partition_is_what_was_last_known_of_it(folder):
     assert folder.read_partition() is None
-    folder.write_partition({"class_names": ["cat"]})
-    folder.write_partition({"class_names": ["dog"]})
-    assert folder.read_partition() == {"class_names": ["cat"]}
+    for known in ({"class_names": ["cat"]}, {"class_names": ["cat"], "clients": []}):
+        folder.write_partition(known)
+        assert folder.read_partition() == known
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"3", b"null"])

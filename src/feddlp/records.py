@@ -167,9 +167,8 @@ class RunFolder:
         write_atomically(self.path / "newcomers.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
 
     def write_partition(self, counts: Mapping[str, Any]) -> None:
-        """Who holds what; depends on the configuration alone, so that it is written once."""
-        if not (self.path / "partition.json").exists():
-            write_atomically(self.path / "partition.json", json.dumps(counts).encode())
+        """Who holds what, as far as it is known; each time that a run is gone on with."""
+        write_atomically(self.path / "partition.json", json.dumps(counts).encode())
 
     def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""

@@ -127,6 +127,9 @@ def node(
     tell_classes: Annotated[
         bool, typer.Option("--tell-classes", help="Tell the server how many images of which class there are.")
     ] = False,
+    tell_problems: Annotated[
+        bool, typer.Option("--tell-problems", help="Tell it what is wrong with images, with the names of files.")
+    ] = False,
     link: Link = ADDRESS,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone, for Flower's use.")] = 9094,
     keys: Keys = None,
@@ -145,7 +148,8 @@ def node(
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
     settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
-    settings |= {"tell-classes": "yes"} if tell_classes else {}
+    told = {"tell-classes": tell_classes, "tell-problems": tell_problems}
+    settings |= {key: "yes" for key, yes in told.items() if yes}
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
     processes.keep_running(command, variables, lambda line: print(f"feddlp: {line}", flush=True))
 
@@ -190,7 +194,27 @@ def register(
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
     number = machines.control(link, machines.trust(link, keys, False), place).register(key)
-    print(f"{key.stem} may join (node {number})")
+    print(f"{key.stem} may join; to put it out again: feddlp federate unregister {number}")
+
+
+@app.command()
+def unregister(
+    number: Annotated[int, typer.Argument(min=0, help="As feddlp federate register printed it.")],
+    link: Link = ADDRESS,
+    keys: Keys = None,
+    place: Place = PLACE,
+    debug: Debug = False,
+) -> None:
+    """Put a node out again; on the server's machine.
+
+    \b
+    feddlp federate unregister 10171740487049432716 --keys keys
+    """
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    machines.control(link, machines.trust(link, keys, False), place).unregister(str(number))
+    print(f"node {number} is put out")
 
 
 @app.command()
@@ -206,7 +230,7 @@ def run(
     """Start a run on a SuperLink, and show what its server says; on the server's machine, where the run folder is made.
 
     \b
-    feddlp federate run my.toml training.rounds=50 --link fl.example.org:8000 --keys keys
+    feddlp federate run my.toml training.rounds=50 --keys keys
     feddlp federate run --resume runs/demo
     """
     quiet_libraries()
@@ -226,8 +250,9 @@ def run(
     try:
         control.watch(control.submit(what), print_at_once)
     except KeyboardInterrupt:
-        again = shlex.join(["feddlp", "federate", "stop", "--link", link, *(["--keys", str(keys)] if keys else [])])
-        raise StoppedByUser(f"the run goes on at the server; end it there with: {again}") from None
+        options = ["--link", link, *(["--keys", str(keys)] if keys else []), *(["--insecure"] if insecure else [])]
+        again = shlex.join(["feddlp", "federate", "stop", *options])
+        raise StoppedByUser(f"a run that had begun goes on at the server; end it with: {again}") from None
 
 
 def print_at_once(line: str) -> None:
@@ -241,7 +266,7 @@ def stop(
     """End what is under way on a SuperLink; on the server's machine. Each run can be gone on with.
 
     \b
-    feddlp federate stop --link fl.example.org:8000 --keys keys
+    feddlp federate stop --keys keys
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines

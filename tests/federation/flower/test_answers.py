@@ -1,6 +1,7 @@
 """A node, asked in this process."""
 
 import pytest
+from PIL import Image
 
 from feddlp import __version__
 from feddlp.config import load_config
@@ -32,11 +33,51 @@ def test_what_the_server_names_leads_nowhere_but_into_the_state_folder(facts, tm
 
 def test_what_nobody_expected_is_one_line_for_the_server(tmp_path, monkeypatch):
     def broken(*_):
-        raise RuntimeError("out of\nmemory")
+        raise RuntimeError("smith_john.png")
 
     monkeypatch.setitem(node.ANSWERS, "train", broken)
     said = answer(order(tmp_path), {"clients": "0", "state-dir": str(tmp_path)}, {})
-    assert said.facts["problem"] == "RuntimeError: out of memory; the node's log has more"
+    assert said.facts["problem"] == "RuntimeError; the node's log says more"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A hospital's images, one of them damaged."""
+    for kind in ("healthy", "ill"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for index in range(20):
+            Image.new("RGB", (16, 16), (index * 12, 0, 0)).save(tmp_path / "photos" / kind / f"{index}.png")
+    (tmp_path / "photos" / "ill" / "smith_john.png").write_bytes(b"no image")
+    return f"folder:{tmp_path / 'photos'}"
+
+
+def greeted(tmp_path, data, *words, **settings):
+    """What a node says of itself."""
+    configuration = load_config(None, [*WORDS, *words]).to_toml()
+    own = {"clients": "0-1", "state-dir": str(tmp_path / "state"), "data": data}
+    own |= {key.replace("_", "-"): value for key, value in settings.items()}
+    return answer(order(tmp_path, kind="hello", configuration=configuration), own, {}).facts
+
+
+def test_the_server_does_not_learn_what_files_are_called(tmp_path, photos, caplog):
+    said = greeted(tmp_path, photos, "data.partition=iid")
+    assert said["problem"] == "its images or its checkpoint cannot be used; its log says why"
+    assert "smith_john" not in str(said)
+    assert "smith_john.png" in caplog.text
+    assert "smith_john.png" in greeted(tmp_path, photos, "data.partition=iid", tell_problems="yes")["problem"]
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_the_server_does_not_decide_whether_it_learns_of_which_class_images_are(partition, tmp_path, photos):
+    words = [f"data.partition={partition}", "data.on_bad_image=skip", "data.dirichlet_beta=10.0"]
+    said = greeted(tmp_path, photos, *words)
+    assert (said["class_names"], said["classes"]) == (["healthy", "ill"], None)
+    told = greeted(tmp_path, photos, *words, tell_classes="yes")["classes"]
+    assert sum(counts.get("ill", 0) for one in told for counts in one.values()) == 20
+
+
+def test_rendered_images_are_nobodys_secret(tmp_path):
+    assert greeted(tmp_path, "digits")["classes"] is not None
 
 
 @pytest.mark.parametrize("facts", ["{", "[]", '{"protocol": 0}'])

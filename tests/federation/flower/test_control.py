@@ -77,14 +77,17 @@ Successfully installed feddlp-flower
 run folder: runs/x
 round 1/1
 """
+WARNING = "\x1b[93mWARNING \x1b[0m:   low on memory\n"
 FAILURE = "\x1b[91mERROR \x1b[0m:     feddlp: error: too few\nAn unhandled exception occurred in the ServerApp.\n"
 
 
 def test_what_the_server_says_is_shown_and_nothing_else(flower, link):
-    flower.says(log=STREAM, ls={"success": True, "runs": [run("6", "running"), run("7", "finished:completed")]})
+    flower.says(
+        log=STREAM + WARNING, ls={"success": True, "runs": [run("6", "running"), run("7", "finished:completed")]}
+    )
     lines = []
     link.watch("7", lines.append)
-    assert lines == ["run folder: runs/x", "round 1/1"]
+    assert lines == ["run folder: runs/x", "round 1/1", WARNING.rstrip()]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_what_the_server_says_is_shown_and_nothing_else(flower, link):
         ("finished:failed", "ServerApp failed with exception: feddlp: error: too few", UserError, "^too few$"),
         ("finished:failed", "ServerApp failed with exception: 'x'", RuntimeError, "run 7 is finished:failed: .*'x'"),
         ("finished:stopped", "", UserError, "was stopped; go on with: feddlp federate run --resume RUN"),
-        ("running", "", RuntimeError, "run 7 is running"),
+        ("running", "", UserError, "run 7 goes on, but its server is heard no more"),
     ],
 )
 def test_a_run_that_failed_ends_in_one_line(flower, link, status, details, error, said):
@@ -107,9 +110,18 @@ def test_a_run_that_failed_ends_in_one_line(flower, link, status, details, error
 def test_what_is_under_way_is_stopped_and_nothing_else(flower, link):
     states = ("running", "finished:completed", "pending", "starting", "finished:failed")
     runs = [run(str(number), state) for number, state in enumerate(states)]
-    flower.says(ls={"success": True, "runs": runs}, stop={"success": True})
-    assert link.stop() == ["0", "2", "3"]
+    flower.says(ls={"success": True, "runs": runs}, stop={"success": False, "error-message": "no"})
+    with pytest.raises(UserError, match="0, 2, 3 cannot be stopped"):
+        link.stop()
     assert [words[1] for words in flower.heard if words[0] == "stop"] == ["0", "2", "3"]
+    flower.says(ls={"success": True, "runs": runs[1::3]})
+    assert link.stop() == []
+
+
+def test_a_node_is_put_out_again(flower, link):
+    flower.says(supernode={"success": True, "node-id": 7})
+    link.unregister("7")
+    assert flower.heard[0][:3] == ["supernode", "unregister", "7"]
 
 
 def test_a_key_that_is_not_there_is_named(flower, link, tmp_path):

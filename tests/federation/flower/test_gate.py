@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import pytest
@@ -12,13 +13,13 @@ from feddlp.federation.flower import gate
 FLEET, OTHERS = "/v1/fleet/pull-messages", ("/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/")
 
 
-def asked(app, path, client, server="10.0.0.1"):
+def asked(app, path, client, server="10.0.0.1", headers=()):
     """The status with which a request is answered."""
     heard = []
     scope = {
-        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
-        "client": client and (client, 5000), "server": (server, 8000), "scheme": "https", "http_version": "1.1",
-        "root_path": "", "asgi": {"version": "3.0"}, "state": {},
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": headers, "client": client and (client, 5000), "server": (server, 8000), "scheme": "https",
+        "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"}, "state": {},
     }  # fmt: skip
 
     async def receive():
@@ -41,7 +42,7 @@ def test_another_machine_reaches_what_nodes_need_and_nothing_else(client):
     app = gate.Gate(everything)
     assert [asked(app, path, client) for path in (FLEET, "/health")] == [200, 200]
     assert [asked(app, path, client) for path in OTHERS] == [403] * 4
-    assert [asked(app, path, client) for path in ("/v1/fleet", "/x/v1/fleet/", "//v1/fleet/")] == [403] * 3
+    assert [asked(app, path, client) for path in ("/v1/fleet", "/x/v1/fleet/", "//v1/fleet/", "/healthz")] == [403] * 4
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,19 @@ def test_the_servers_own_machine_reaches_all(client, server):
     assert [asked(gate.Gate(everything), path, client, server) for path in (FLEET, *OTHERS)] == [200] * 5
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "x-real-ip"])
+def test_what_a_proxy_of_this_machine_brings_is_not_from_here(header):
+    headers = [(b"host", b"here"), (header.encode(), b"127.0.0.1")]
+    app = gate.Gate(everything)
+    assert [asked(app, path, "127.0.0.1", headers=headers) for path in (FLEET, *OTHERS)] == [200, *[403] * 4]
+
+
+def test_what_is_asked_for_cannot_write_lines_of_its_own_into_the_log(caplog):
+    assert asked(gate.Gate(everything), "/x\nERROR forged\x1b[2J", "10.0.0.9") == 403
+    assert caplog.messages[0].count("\n") == 0
+    assert "\x1b" not in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Flower's own imports
 def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     """What `feddlp federate link` serves: the real app, with its real paths."""
@@ -62,9 +76,11 @@ def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     monkeypatch.setattr(gate.uvicorn, "run", lambda app, **options: served.append((app, options)))
     words = ["--insecure", "--isolation", "process", "--port", "8123", "--database", str(tmp_path / "link.db")]
     monkeypatch.setattr(sys, "argv", ["flower-superlink", *words])
+    monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
     gate.main()
+    assert os.environ["FLWR_INTERNAL_GRPC_CONTROL_API"] == "0", "no second interface on a port of its own"
     ((app, options),) = served
-    assert (options["port"], options["workers"], options["forwarded_allow_ips"]) == (8123, 1, "127.0.0.1")
+    assert (options["port"], options["workers"], options["proxy_headers"]) == (8123, 1, False)
     paths = app.openapi()["paths"]
     control = [path for path in paths if path.startswith(("/v1/control", "/v1/runtime"))]
     fleet = [path for path in paths if path.startswith("/v1/fleet")]

@@ -340,7 +340,7 @@ def test_the_commands_from_nothing_to_a_list(feddlp, tmp_path):
     head, *rows = feddlp("keys", "list").out.splitlines()
     assert head.split() == ["file", "what", "it", "is", "valid", "until", "for"]
     assert [row.split()[0] for row in rows] == sorted(contents(tmp_path / "keys"))
-    assert rows[2].endswith("a.org, 10.0.0.7, localhost, 127.0.0.1")
+    assert rows[2].endswith("a.org, 10.0.0.7, localhost, 127.0.0.1, ::1")
 
 
 def test_the_list_shows_an_expired_certificate_until_it_is_renewed(feddlp, monkeypatch):

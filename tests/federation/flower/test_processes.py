@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,30 @@ def test_what_fails_is_started_again_until_it_ends_by_itself(tmp_path, monkeypat
     assert (tmp_path / "count").read_text() == "xxx"
     assert len(said) == 2
     assert "ended with code 1; it is started again in 0 s" in said[0]
+
+
+def test_no_second_interface_is_opened_and_no_proxy_of_the_house_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    found = processes.environment(tmp_path)
+    assert (found["FLWR_INTERNAL_GRPC_CONTROL_API"], found["FLWR_HOME"]) == ("0", str(tmp_path))
+    assert (found["NO_PROXY"], found["no_proxy"]) == (f"example.org,{processes.LOCAL}", processes.LOCAL)
+
+
+def test_who_insists_ends_it_at_once(monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+
+        def insist(patience):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(process, "wait", insist)
+        with pytest.raises(KeyboardInterrupt):
+            processes.end(process)
+        assert process.returncode == -signal.SIGKILL
 
 
 def test_an_interrupt_ends_it_and_nothing_is_started_again(tmp_path):

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from feddlp.federation.flower import resident
 
@@ -31,6 +35,17 @@ def test_two_messages_at_once_start_one_resident(tmp_path, monkeypatch):
     for thread in asking:
         thread.join()
     assert len(started) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_who_has_ended_is_not_alive_though_nobody_has_taken_note():
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        process.stdout.read()
+        while resident.is_alive(process.pid):
+            time.sleep(0.01)
+        assert process.returncode is None
+        os.kill(process.pid, 0)
+    assert resident.is_alive(os.getpid())
 
 
 def test_sockets_of_owners_that_are_gone_are_removed(tmp_path, monkeypatch):

@@ -107,6 +107,12 @@ def test_natural_clients_with_folders_of_their_own(tmp_path):
         assert found.read_partition() == {key: expected.read_partition()[key] for key in told}
 
 
+def test_clients_that_never_came_are_not_told_to_have_nothing(tmp_path):
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path), training={"rounds": 1}, deployment={"quorum": 0.3})
+    found = served(a_grid(tmp_path, "0-1"), config)
+    assert found.read_partition().keys() == {"class_names", "template"}
+
+
 # Killed
 
 

@@ -5,6 +5,7 @@ A SuperLink of `feddlp federate link` listens to its own machine alone; see `gat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -22,8 +23,8 @@ from feddlp.federation.flower.processes import environment, program, write_setti
 from feddlp.files import make_folder, write_whole
 
 APP = ("pyproject.toml", "feddlp_flower/__init__.py", "feddlp_flower/server.py", "feddlp_flower/client.py")
-FLOWERS_OWN = ("\x1b[", "Using SuperLink", "Successfully installed")
-FLOWERS_ERROR = "\x1b[91mERROR"  # what follows is said by `end_of`
+FLOWERS_OWN = re.compile(r"\x1b\[\d+m(INFO|DEBUG)|Using SuperLink|Successfully installed")
+LAST_WORDS = re.compile(r"\x1b\[\d+mERROR\b.*(feddlp: error: |Exit Code: )")  # the reason is asked for
 SETTLED_WITHIN = 10.0  # seconds between a server's last word and the SuperLink's knowledge that it has ended
 
 
@@ -72,6 +73,10 @@ class Control:
             raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
         return str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
 
+    def unregister(self, node: str) -> None:
+        """Put a node out again."""
+        self.ask("supernode", "unregister", node, "feddlp")
+
     def submit(self, run_config: Mapping[str, str], *more: str) -> str:
         """Start a run; its number."""
         make_folder(self.place)
@@ -83,16 +88,16 @@ class Control:
         """Tell what the server of a run says, to its end.
 
         Raises:
-            UserError: it ended with one of our errors, or was stopped.
+            UserError: it ended with one of our errors, was stopped, or can be heard no more.
             RuntimeError: it failed.
         """
         command = [program("flwr"), "log", run, "feddlp", "--stream"]
         quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, env=environment(self.home), text=True, **quiet) as stream:  # type: ignore[call-overload]
             for line in stream.stdout:
-                if line.startswith(FLOWERS_ERROR):
+                if LAST_WORDS.match(line):
                     break
-                if not line.startswith(FLOWERS_OWN):
+                if not FLOWERS_OWN.match(line):
                     say(line.rstrip("\n"))
             stream.terminate()
         status, details = self.end_of(run)
@@ -100,6 +105,11 @@ class Control:
             raise UserError(details.partition(OURS)[2])
         if status == "finished:stopped":
             raise UserError(f"run {run} was stopped; go on with: feddlp federate run --resume RUN")
+        if not status.startswith("finished"):
+            raise UserError(
+                f"run {run} goes on, but its server is heard no more; see events.jsonl in the run folder, or end it "
+                "with: feddlp federate stop"
+            )
         if status != "finished:completed":
             raise RuntimeError(f"run {run} is {status}: {details}")
 
@@ -114,10 +124,16 @@ class Control:
 
     def stop(self) -> list[str]:
         """End what is under way; the numbers of those runs."""
-        active = [run["run-id"] for run in self.runs() if not run["status"].startswith("finished")]
+        active = self.under_way()
         for run in active:
-            self.ask("stop", run, "feddlp")
+            with contextlib.suppress(UserError):  # it has ended by itself
+                self.ask("stop", run, "feddlp")
+        if left := self.under_way():
+            raise UserError(f"--link {self.address}: {', '.join(left)} cannot be stopped; see the SuperLink's log")
         return active
+
+    def under_way(self) -> list[str]:
+        return [run["run-id"] for run in self.runs() if not run["status"].startswith("finished")]
 
     def runs(self) -> list[dict[str, Any]]:
         return list(self.ask("ls", "feddlp")["runs"])

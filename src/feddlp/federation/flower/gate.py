@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 
 import uvicorn
 from flwr.common.logger import console_handler
@@ -19,7 +20,10 @@ from flwr.superlink.main import create_app
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN = ("/v1/fleet/", "/health")
+from feddlp.federation.flower.processes import ONE_PORT
+
+FLEET, HEALTH = "/v1/fleet/", "/health"
+FORWARDED = {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
 REFUSAL = "only the server's own machine may start runs and let nodes in (from elsewhere: an SSH tunnel to it)"
 log = logging.getLogger("flwr")
 
@@ -31,15 +35,21 @@ class Gate:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or is_from_here(scope):
+        if scope["type"] == "lifespan" or is_for_nodes(scope["path"]) or is_from_here(scope):
             await self.app(scope, receive, send)
             return
-        log.warning("%s was refused %s: %s", (scope.get("client") or ["somebody"])[0], scope["path"], REFUSAL)
+        log.warning("%s was refused %r: %s", (scope.get("client") or ["somebody"])[0], scope["path"], REFUSAL)
         await PlainTextResponse(REFUSAL, status_code=403)(scope, receive, send)
 
 
+def is_for_nodes(path: str) -> bool:
+    return path.startswith(FLEET) or path == HEALTH
+
+
 def is_from_here(scope: Scope) -> bool:
-    """Whether a request comes over the loopback interface, or from the address that it is sent to."""
+    """Whether a request comes over the loopback interface or from the address that it is sent to, and from no proxy."""
+    if any(name.lower() in FORWARDED for name, _ in scope.get("headers", ())):
+        return False
     try:
         client, server = (address_of(scope[end][0]) for end in ("client", "server"))
     except (KeyError, TypeError, ValueError):
@@ -54,6 +64,7 @@ def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 def main() -> None:
     """As `flower-superlink`, with its options."""
+    os.environ.update(ONE_PORT)
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)
     app.add_middleware(Gate)
@@ -65,8 +76,7 @@ def main() -> None:
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
         workers=1,
-        proxy_headers=True,  # behind a proxy on this machine everybody would seem to come from here
-        forwarded_allow_ips="127.0.0.1",
+        proxy_headers=False,  # the address is that of the connection
     )
 
 

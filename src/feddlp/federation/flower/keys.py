@@ -37,7 +37,7 @@ from feddlp.files import create_private, make_folder, write_atomically
 CURVE = ec.SECP384R1()
 CA_LIFETIME = timedelta(days=3650)
 CLOCKS_DIFFER = timedelta(hours=1)  # between machines, so that a new certificate is valid on all of them
-ALWAYS = ("localhost", "127.0.0.1")
+ALWAYS = ("localhost", "127.0.0.1", "::1")
 HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*(?!\d+$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 )

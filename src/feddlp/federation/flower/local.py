@@ -86,6 +86,7 @@ class LocalFederation:
             "checkpoint": config.model.checkpoint,
             "device": config.model.device,
             "tell-classes": "yes",
+            "tell-problems": "yes",
         }
 
     def simulated_settings(self) -> dict[str, str]:

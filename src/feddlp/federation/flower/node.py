@@ -87,6 +87,16 @@ class Node:
 
     @cached_property
     def materials(self) -> Materials:
+        """Model and images; what is wrong with them is told here, and the server only learns that something is."""
+        try:
+            return self._prepared()
+        except UserError as error:
+            if self.settings.tell_problems:
+                raise
+            log.error("%s", error)
+            raise UserError("its images or its checkpoint cannot be used; its log says why") from error
+
+    def _prepared(self) -> Materials:
         if not self.natural:
             return load(self.config.model_dump_json(), None)
         own = self.config.data.model_copy(update={"clients": len(self.settings.clients)})
@@ -137,7 +147,7 @@ class Node:
     @property
     def classes(self) -> list[dict[str, dict[str, int]]] | None:
         """How many images of which class the clients have; None where their owner keeps that to himself."""
-        if self.natural and not self.settings.tell_classes:
+        if not (self.settings.tell_classes or self.settings.made_here):
             return None
         names, everyone = (self.materials.partition[key] for key in ("class_names", "clients"))
         here = everyone if self.natural else [everyone[client] for client in self.settings.clients]
@@ -260,9 +270,9 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
         return Parcel({**about, "problem": str(error), "busy": True})
     except UserError as error:
         return Parcel({**about, "problem": one_line(error)})
-    except Exception as error:  # this process stays, and the server is told more than that the app failed
+    except Exception as error:  # this process stays; what the text of such an error holds, nobody knows
         log.exception("%s failed", about["kind"])
-        return Parcel({**about, "problem": f"{type(error).__name__}: {one_line(error)}; the node's log has more"})
+        return Parcel({**about, "problem": f"{type(error).__name__}; the node's log says more"})
 
 
 def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envelope:

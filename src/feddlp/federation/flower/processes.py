@@ -24,6 +24,8 @@ from feddlp.files import write_whole
 
 UP_WITHIN = 60.0  # seconds that a SuperLink may take to answer
 LAST_WORDS = 10.0  # seconds between asking a process to end and making it
+LOCAL = "127.0.0.1,localhost,::1"  # what a proxy of the house has nothing to do with
+ONE_PORT = {"FLWR_INTERNAL_GRPC_CONTROL_API": "0", "FLWR_INTERNAL_GRPC_FLEET_API": "0"}  # and none without a gate
 PAUSE = 10.0  # seconds before a program that failed is started again
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
@@ -41,7 +43,8 @@ def environment(home: Path) -> dict[str, str]:
     """For Flower's programs: nothing is reported to anybody, and everything they write lies in `home`."""
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **quiet, "PATH": here}
+    by_no_proxy = {name: ",".join(filter(None, (os.environ.get(name), LOCAL))) for name in ("NO_PROXY", "no_proxy")}
+    return {**os.environ, **quiet, **ONE_PORT, **by_no_proxy, "PATH": here}
 
 
 def program(name: str) -> str:
@@ -126,16 +129,23 @@ def keep_running(command: Sequence[str], variables: Mapping[str, str], say: Call
             try:
                 code = process.wait()
             except KeyboardInterrupt:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LAST_WORDS)
-                process.kill()
-                process.wait()
+                end(process)
                 raise
         if code == 0:
             return
         say(f"{Path(command[0]).name} ended with code {code}; it is started again in {PAUSE:g} s")
         time.sleep(PAUSE)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """First asked, then made; the latter at once where the user insists."""
+    try:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LAST_WORDS)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_until_up(link: Running, port: int) -> None:
@@ -144,11 +154,11 @@ def wait_until_up(link: Running, port: int) -> None:
     Raises:
         UserError: it ended, or takes too long.
     """
-    end = time.monotonic() + UP_WITHIN
-    while time.monotonic() < end and not link.ended:
+    until, directly = time.monotonic() + UP_WITHIN, urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while time.monotonic() < until and not link.ended:
         with (
             contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-            urllib.request.urlopen(f"http://{LOOPBACK}:{port}/health", timeout=5) as answer,
+            directly.open(f"http://{LOOPBACK}:{port}/health", timeout=5) as answer,
         ):
             if answer.status == 200:
                 return

@@ -7,6 +7,7 @@ samples those have who are away.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,16 @@ class Registry:
         return dtype
 
     def partition(self, clients: int) -> dict[str, Any]:
-        """Classes and prompt, and how many images of which class each client has, where all who are here tell that."""
+        """Classes and prompt, and how many images of which class each client has, where all of them tell that."""
         about = {"class_names": self.class_names, "template": self.common["template"]}
         held = {client: member.get("classes") for client, member in self.members.items()}
-        if None in held.values():
+        if len(held) < clients or None in held.values():
             return about
-        rows = [held.get(client) or {} for client in range(clients)]
-        counts = [
-            {part: [row.get(part, {}).get(name, 0) for name in self.class_names] for part in PARTS} for row in rows
-        ]
-        return {**about, "clients": counts}
+        rows = [held[client] or {} for client in range(clients)]
+        return {**about, "clients": [{part: self._counts(row.get(part, {})) for part in PARTS} for row in rows]}
+
+    def _counts(self, held: Mapping[str, int]) -> list[int]:
+        return [held.get(name, 0) for name in self.class_names]
 
     def fill(self, roster: Roster) -> None:
         """Write the numbers of samples into a roster, in place; 0 for clients that never came."""

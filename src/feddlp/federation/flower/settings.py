@@ -10,7 +10,8 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     name        what the records call this node
     memory-limit  training.memory_limit here: GiB, 512MiB, or auto
     keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
-    tell-classes  yes: the server is told how many images of which class each client has, for the report
+    tell-classes   yes: the server is told how many images of which class each client has, for the report
+    tell-problems  yes: it is told what is wrong with images or checkpoint, with the names of files
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ from typing import Any, Literal
 from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.errors import UserError, nearest
 
-KEYS = ("clients", "data", "state-dir", "checkpoint", "device", "name", "memory-limit", "keep-warm", "tell-classes")
+KEYS = (
+    "clients",
+    "data",
+    "state-dir",
+    "checkpoint",
+    "device",
+    "name",
+    "memory-limit",
+    "keep-warm",
+    "tell-classes",
+    "tell-problems",
+)
 SIMULATED = ("partition-id", "num-partitions")
 MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
 MOST_CLIENTS = 1_000_000
@@ -42,6 +54,12 @@ class NodeSettings:
     memory_limit: Literal["auto"] | float = "auto"  # GiB
     name: str = ""
     tell_classes: bool = False
+    tell_problems: bool = False
+
+    @property
+    def made_here(self) -> bool:
+        """Whether the images are rendered, and so nobody's."""
+        return self.data.partition(":")[0] in ("", *MADE_HERE)
 
     def localised(self, config: Config) -> Config:
         """The server's configuration with the places that are this node's own.
@@ -97,7 +115,8 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         device=found["device"],
         memory_limit=read_limit(found["memory-limit"] or "auto"),
         name=found["name"] or own or "unnamed",
-        tell_classes=read_yes_or_no("tell-classes", found["tell-classes"] or "no"),
+        tell_classes=read_yes_or_no("tell-classes", found["tell-classes"]),
+        tell_problems=read_yes_or_no("tell-problems", found["tell-problems"]),
     )
 
 
@@ -112,7 +131,7 @@ def is_path(checkpoint: str) -> bool:
 
 
 def read_yes_or_no(key: str, text: str) -> bool:
-    if text not in ("yes", "no"):
+    if text not in ("yes", "no", ""):
         raise UserError(f"node-config: {key}={text} is neither yes nor no")
     return text == "yes"
 
