@@ -41,8 +41,10 @@ def test_two_messages_at_once_start_one_resident(tmp_path, monkeypatch):
 def test_who_has_ended_is_not_alive_though_nobody_has_taken_note():
     with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
         process.stdout.read()
-        while resident.is_alive(process.pid):
+        end = time.monotonic() + 20
+        while resident.is_alive(process.pid) and time.monotonic() < end:
             time.sleep(0.01)
+        assert not resident.is_alive(process.pid)
         assert process.returncode is None
         os.kill(process.pid, 0)
     assert resident.is_alive(os.getpid())
