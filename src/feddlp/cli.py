@@ -14,6 +14,7 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
@@ -22,6 +23,7 @@ from feddlp.commands.common import SomeFailed, StoppedByUser, help_alone
 from feddlp.errors import UserError
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+typer.core.HAS_RICH = False  # typer before 0.21 puts a backslash before brackets in help, also where rich is off
 
 COMMANDS = (
     training.run, training.resume, training.sweep, training.reproduce,
@@ -99,7 +101,8 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, SomeFailed):
         return f"error: {error}", 1
     if hasattr(error, "format_message"):  # a wrong command or option; typer does not export its base class
-        return f"error: {suggesting_once(error.format_message())} See: feddlp --help", 2
+        command = getattr(getattr(error, "ctx", None), "command_path", "feddlp")
+        return f"error: {suggesting_once(error.format_message())} See: {command} --help", 2
     return f"error: {type(error).__name__}: {str(error) or 'no message'} (use --debug for the traceback)", 1
 
 

@@ -16,7 +16,7 @@ from feddlp.federation.rounds import Clients, Federation, planned_rounds
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
-from feddlp.records import ROSTER, RunFolder, environment
+from feddlp.records import ROSTER, TAKEN, RunFolder, environment
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -122,6 +122,8 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
     if not recorded:
         folder.write_environment(fingerprints)
         return
+    if TAKEN in recorded:
+        raise UserError(f"{folder.path} holds models that were taken from a node; use it with: feddlp export")
     for key in ("configuration", "data", "backbone"):
         if recorded.get(key) != fingerprints[key]:
             raise UserError(

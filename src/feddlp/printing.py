@@ -17,7 +17,7 @@ from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.export import Exported
 from feddlp.files import write_atomically
 from feddlp.inference import ClassScore, Prediction
-from feddlp.records import RunFolder
+from feddlp.records import TAKEN, RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
@@ -38,6 +38,8 @@ def print_list(lines: dict[str, str]) -> None:
 def print_run(folder: RunFolder, console: Console) -> None:
     """The tables of a run folder, and whether it is finished."""
     rows = folder.read_rounds()
+    if not rows and TAKEN in folder.read_environment():
+        raise UserError(f"{folder.path} holds models that were taken from a node, and no scores; see feddlp export")
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     out = printer(console)

@@ -44,6 +44,7 @@ from feddlp.errors import UserError
 from feddlp.files import append, checksum, make_folder, write_atomically
 
 FORMAT = 3
+TAKEN = "taken"  # in environment.json: from which node's folder the models came
 ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
 STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
@@ -269,14 +270,14 @@ class RunFolder:
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
+def held_alone(folder: Path, lock: str = ".lock") -> Iterator[None]:
     """Hold a folder for this process.
 
     Raises:
         UserError: another process holds it.
     """
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / lock, timeout=0):
             yield
     except Timeout as error:
         raise UserError(f"{folder} is in use by another feddlp process; wait for it or stop it") from error

@@ -23,7 +23,7 @@ from feddlp.federation.clients import ClientStore, gather
 from feddlp.materials import who_joins_late
 from feddlp.methods.base import Forward, Method
 from feddlp.model.adapters import LoRA, Theta, View, sites_of
-from feddlp.records import RunFolder
+from feddlp.records import ROSTER, RunFolder
 from feddlp.report.sweeps import is_sweep, run_folders
 
 Which = Literal["local", "global"]
@@ -213,6 +213,11 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
     model = ClientModel(method, client, config.seed, round, "local", algorithm, theta, predicted_view(algorithm))
     absent = algorithm.adapters() and not theta
     if which == "local" and absent:
+        if (folder.path / ROSTER).exists():
+            raise UserError(
+                f"--client {client} never took part here, at the server: its model is where it trained; take it there "
+                "with feddlp federate take, or add --adapter global"
+            )
         way_out = ", or add --adapter global" if algorithm.shared else ""
         raise UserError(f"--client {client} never took part in a round of {method}; choose another{way_out}")
     if which == "local":

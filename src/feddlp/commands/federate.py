@@ -99,7 +99,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
 @app.command()
 def link(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port for all, nodes and commands.")] = 8000,
     keys: Keys = None,
     insecure: Insecure = False,
     place: Place = PLACE,
@@ -113,7 +113,8 @@ def link(
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines
 
-    become(*machines.link(f"{host}:{port}", machines.trust(f"{host}:{port}", keys, insecure), place))
+    trusted = machines.trust(f"{host}:{port}", keys, insecure, "--host")
+    become(*machines.link(f"{host}:{port}", trusted, place))
 
 
 @app.command()
@@ -145,13 +146,16 @@ def node(
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines, processes
+    from feddlp.records import held_alone
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
     settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
     told = {"tell-classes": tell_classes, "tell-problems": tell_problems}
     settings |= {key: "yes" for key, yes in told.items() if yes}
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
-    processes.keep_running(command, variables, lambda line: print(f"feddlp: {line}", flush=True))
+    hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
+    with held_alone(state_dir.absolute(), "node.lock"):
+        processes.keep_running(command, variables, lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"))
 
 
 @app.command()

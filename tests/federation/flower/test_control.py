@@ -129,6 +129,12 @@ def test_a_key_that_is_not_there_is_named(flower, link, tmp_path):
         link.register(tmp_path / "ward.pub")
 
 
+def test_a_secret_key_in_place_of_the_public_one_is_named(flower, link, tmp_path):
+    (tmp_path / "ward.key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    with pytest.raises(UserError, match=r"ward.key is no public key; give the file NAME.pub"):
+        link.register(tmp_path / "ward.key")
+
+
 FLOWER_SAID = "Using SuperLink: feddlp (x:1)\n Listing all runs...\n\n"
 
 
@@ -139,10 +145,14 @@ FLOWER_SAID = "Using SuperLink: feddlp (x:1)\n Listing all runs...\n\n"
             FLOWER_SAID + "Client error '403 Forbidden' for url",
             "it starts runs and lets nodes in from its own",
         ),
-        (FLOWER_SAID + "Connection is\nunavailable.", "Connection is unavailable."),
+        (FLOWER_SAID + "Something is\n\x1b[91munheard\x1b[0m of.", "Something is unheard of."),
+        (
+            FLOWER_SAID + "Connection to the\nSuperLink is unavailable.",
+            "nobody answers; is feddlp",
+        ),
         (
             "Using SuperLink: feddlp (x:1)\n\n[code: 23] Public key already in use.",
-            "[code: 23] Public key",
+            "this key is registered",
         ),
         ("", "no answer"),
     ],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rich.console import Console
 
 from fakegrid import FakeGrid, Listener, Time, real, served, small
-from feddlp import experiment, trained
+from feddlp import api, experiment, trained
 from feddlp.card import last_row
 from feddlp.errors import UserError
 from feddlp.federation.flower.harvest import experiments, take
+from feddlp.inference import load_predictor
+from feddlp.printing import print_run
 from feddlp.records import RunFolder
 
 
@@ -36,6 +39,24 @@ def test_a_node_gives_the_models_of_its_clients(node, client, played, tmp_path):
             torch.testing.assert_close(found.theta[name][leaf], value, rtol=0, atol=1e-6)
     shared = trained.read_client(take(folder / node, tmp_path / "again"), "feddlp", client, "global")
     assert shared.theta.keys() == {"global"}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_was_taken_is_exported_and_predicts_as_the_client_does(merge, played, digits, tmp_path):
+    folder, expected = played
+    run = take(folder / "a", tmp_path / "here")
+    api.load_run(run.path).export(2, tmp_path / "model", merge=merge)
+    ours = api.load_run(expected.path).client(2).logits(digits.images[::100])
+    found = load_predictor(tmp_path / "model", device="cpu").logits(digits.images[::100])
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-3)
+
+
+def test_what_was_taken_is_neither_shown_nor_gone_on_with(played, tmp_path):
+    run = take(played[0] / "a", tmp_path / "here")
+    with pytest.raises(UserError, match="holds models that were taken from a node, and no scores"):
+        print_run(run, Console(quiet=True))
+    with pytest.raises(UserError, match="holds models that were taken from a node"):
+        experiment.resume(run.path, Listener())
 
 
 def test_the_clients_of_other_nodes_are_not_there(played, tmp_path):

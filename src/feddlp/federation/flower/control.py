@@ -25,6 +25,14 @@ from feddlp.files import make_folder, write_whole
 APP = ("pyproject.toml", "feddlp_flower/__init__.py", "feddlp_flower/server.py", "feddlp_flower/client.py")
 FLOWERS_OWN = re.compile(r"\x1b\[\d+m(INFO|DEBUG)|Using SuperLink|Successfully installed")
 LAST_WORDS = re.compile(r"\x1b\[\d+mERROR\b.*(feddlp: error: |Exit Code: )")  # the reason is asked for
+PUBLIC = (b"ssh-", b"ecdsa-", b"sk-")
+MEANINGS = {
+    "403 Forbidden": "it starts runs and lets nodes in from its own machine alone; say it there, or through an SSH "
+    "tunnel",
+    "Connection to the SuperLink is unavailable": "nobody answers; is feddlp federate link running there, and with "
+    "certificates (--keys) as here? A run goes on by itself when it is back, or with: feddlp federate run --resume RUN",
+    "Public key already in use": "this key is registered; its node may join already",
+}
 SETTLED_WITHIN = 10.0  # seconds between a server's last word and the SuperLink's knowledge that it has ended
 
 
@@ -67,10 +75,12 @@ class Control:
         """Let a node in; its number.
 
         Raises:
-            UserError: no such file, or the SuperLink refuses.
+            UserError: no such file, no public key, or the SuperLink refuses.
         """
         if not key.is_file():
             raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
+        if not key.read_bytes().startswith(PUBLIC):
+            raise UserError(f"{key} is no public key; give the file NAME.pub that feddlp keys node makes")
         return str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
 
     def unregister(self, node: str) -> None:
@@ -141,10 +151,10 @@ class Control:
 
 def refusal(said: str) -> str:
     """What Flower's command says where it fails, as one line."""
+    said = re.sub(r"\x1b\[\d+m", "", said)
     line = re.sub(r"^Using SuperLink: feddlp \S+ (Listing all runs\.\.\. )?", "", " ".join(said.split()))
-    if "403 Forbidden" in line:
-        return "it starts runs and lets nodes in from its own machine alone; say it there, or through an SSH tunnel"
-    return line[-400:] or "no answer"
+    known = next((ours for flowers, ours in MEANINGS.items() if flowers in line), "")
+    return known or line[-400:] or "no answer"
 
 
 def copy_app(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
 from feddlp.federation.flower.statefolder import StateFolder
 from feddlp.files import make_folder, write_atomically
-from feddlp.records import RunFolder
+from feddlp.records import TAKEN, RunFolder
 
 
 def experiments(state_dir: Path) -> dict[str, Path]:
@@ -60,12 +60,17 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
     folder.record_clients([])  # scores are in the server's record
     for method in config.methods:
         if (source / method / "state.json").exists():
-            copy_method(StateFolder(source / method, {}), folder, method, config)
+            belongs = copy_method(StateFolder(source / method, {}), folder, method, config)
+            folder.write_environment({"backbone": belongs["checkpoint"], TAKEN: str(state_dir)})
     return folder
 
 
-def copy_method(state: StateFolder, folder: RunFolder, method: str, config: Config) -> None:
-    """A method's clients, at the places that a run folder has for them, and the shared adapter as it last came."""
+def copy_method(state: StateFolder, folder: RunFolder, method: str, config: Config) -> Mapping[str, str]:
+    """A method's clients, at the places that a run folder has for them, and the shared adapter as it last came.
+
+    Returns:
+        Fingerprints of what it belongs to.
+    """
     kept = state.read()
     clients = parse_clients(kept.belongs["clients"])
     place = folder.checkpoint(method)
@@ -79,6 +84,7 @@ def copy_method(state: StateFolder, folder: RunFolder, method: str, config: Conf
         for leaf, value in theta.items()
     }
     folder.save_checkpoint(method, kept.round, server, blocks, kept.wave)
+    return kept.belongs
 
 
 def write_about(folder: Path, config: Config, partition: Mapping[str, Any]) -> None:

@@ -162,7 +162,7 @@ def gather(nodes: Nodes, limits: DeploymentConfig, sleep: Callable[[float], None
     while nodes.missing() and nodes.clock() - began < limits.wait:
         for _ in nodes.look_around():
             pass
-        if nodes.clock() - reminded > REMINDER:
+        if nodes.missing() and nodes.clock() - reminded > REMINDER:
             reminded = nodes.clock()
             nodes.reporter.note(f"waiting for {named(nodes.missing())}")
         sleep(POLL if nodes.missing() else 0)

@@ -6,6 +6,8 @@ Without certificates they speak to this machine alone, unless somebody says that
 from __future__ import annotations
 
 import ipaddress
+import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -37,19 +39,22 @@ class Trust(NamedTuple):
         return str(path)
 
 
-def trust(address: str, keys: Path | None, insecure: bool) -> Trust:
+def trust(address: str, keys: Path | None, insecure: bool, option: str = "--link") -> Trust:
     """What to trust when listening on or speaking to an address, such as "fl.example.org:8000".
+
+    Args:
+        option: where it comes from.
 
     Raises:
         UserError: another machine, without certificates.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise UserError(f"{address!r} is no address; write HOST:PORT, as fl.example.org:8000")
+        raise UserError(f"{option} {address} is no address; write HOST:PORT, as fl.example.org:8000")
     if keys is None and not insecure and not is_loopback(host.strip("[]")):
         raise UserError(
-            f"{host} is not this machine alone, and there are no certificates; make them with feddlp keys and give "
-            "--keys DIR, or say --insecure"
+            f"{option} {host} is not this machine alone, and there are no certificates; make them with feddlp keys and "
+            "give --keys DIR, or say --insecure"
         )
     return Trust(keys)
 
@@ -64,6 +69,7 @@ def is_loopback(host: str) -> bool:
 def link(address: str, trusted: Trust, place: Path) -> Command:
     """The SuperLink."""
     host, _, port = address.rpartition(":")
+    check_free(host.strip("[]"), int(port))
     make_folder(place)
     command = [*superlink(), "--host", host.strip("[]"), "--port", port]
     command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
@@ -75,14 +81,36 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
     return command, environment(place.absolute() / "flwr")
 
 
+def check_free(host: str, port: int) -> None:
+    """Refuse an address on which nobody can listen.
+
+    Raises:
+        UserError: it is taken, or is none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(where)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"--host {host} --port {port}: {reason}; stop what listens there, or choose another") from error
+
+
 def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, place: Path) -> Command:
     """A SuperNode.
 
     Args:
         port: of this machine, for Flower's own use.
         settings: its node-config; see `settings`.
+
+    Raises:
+        UserError: settings with which it could not work.
     """
-    read_settings(settings, {}, MOST_CLIENTS)
+    try:
+        read_settings(settings, {}, MOST_CLIENTS).check()
+    except UserError as error:
+        raise UserError(re.sub(r"node-config: ([a-z-]+)=", r"--\1 ", str(error))) from error
     make_folder(place)
     file = write_settings(place.absolute() / f"node-{port}.toml", {key: text for key, text in settings.items() if text})
     command = [program("flower-supernode"), "--superlink", address, "--port", str(port), "--node-config", str(file)]

@@ -255,6 +255,14 @@ ANSWERS: dict[str, Callable[[Node, Parcel], Parcel]] = {
 }
 
 
+def what_was_done(facts: Mapping[str, Any]) -> str:
+    """For those who look after the node."""
+    if facts["kind"] == "hello":
+        return "the server has been told who is here"
+    done = "scored as it begins" if facts["kind"] == "start" else f"round {facts['round'] + 1} is trained and reported"
+    return f"{facts['method']}: {done}"
+
+
 def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Parcel:
     """What a node says to a message; its owner's mistakes, and the disk's, become one line in place of a report."""
     about = {key: parcel.facts.get(key) for key in ("kind", "experiment", "method", "round")}
@@ -265,6 +273,7 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
         told = validate(tomllib.loads(parcel.facts["configuration"]))
         node = Node(read_settings(node_config, environment, told.data.clients), told, parcel.facts)
         said = ANSWERS[parcel.facts["kind"]](node, parcel)
+        log.info("run %s: %s", told.name, what_was_done(parcel.facts))
         return Parcel({**said.facts, **about}, said.adapters)
     except BusyError as error:
         return Parcel({**about, "problem": str(error), "busy": True})

@@ -50,6 +50,9 @@ def serve(
     recorder = Recorder(folder.path / "events.jsonl", reporter)
     recorder.write("serving", os.getpid())
     try:
+        name = load_config(folder.config).name
+        if folder.path.name != name:
+            recorder.note(f"{folder.path.with_name(name)} exists, so this run is {folder.path.name}")
         recorder.run_started(folder.path.absolute())
         with folder.locked():
             play(grid, folder, recorder)

@@ -61,6 +61,21 @@ class NodeSettings:
         """Whether the images are rendered, and so nobody's."""
         return self.data.partition(":")[0] in ("", *MADE_HERE)
 
+    def check(self) -> None:
+        """Try what can be tried before a server asks: images, device and state folder.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+        from feddlp.data.datasets import find  # what a command that only passes settings on does not need
+        from feddlp.federation.flower.statefolder import identity
+        from feddlp.materials import pick_device
+
+        if self.data:
+            find(self.data)
+        pick_device(self.device or "auto")
+        identity(self.state_dir)
+
     def localised(self, config: Config) -> Config:
         """The server's configuration with the places that are this node's own.
 

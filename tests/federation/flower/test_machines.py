@@ -1,0 +1,73 @@
+"""Flower's programs for real machines: what is refused before they begin."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from feddlp.errors import UserError
+from feddlp.federation.flower import machines
+from feddlp.federation.flower.machines import Trust, link, node, trust
+
+NOBODY = Trust(None)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return {"clients": "0", "state-dir": str(tmp_path / "state")}
+
+
+def test_a_node_gets_its_settings_as_they_were_said(settings, tmp_path):
+    command, variables = node("127.0.0.1:8000", 9094, {**settings, "data": "digits", "name": ""}, NOBODY, tmp_path)
+    assert command[-1] == "--insecure"
+    assert "name" not in (tmp_path / "node-9094.toml").read_text()
+    assert variables["FLWR_TELEMETRY_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"clients": "0-x"}, "--clients 0-x is no list of clients"),
+        ({"data": "photos"}, "photos"),
+        ({"data": "folder:/nowhere"}, "cannot read the folder /nowhere"),
+        ({"device": "gpu7"}, "gpu7 is not to be had here"),
+        ({"state-dir": "/dev/null"}, "state-dir: /dev/null"),
+    ],
+)
+def test_what_a_node_could_not_work_with_is_refused_at_once(words, said, settings, tmp_path):
+    with pytest.raises(UserError) as caught:
+        node("127.0.0.1:8000", 9094, {**settings, **words}, NOBODY, tmp_path / "place")
+    assert said in str(caught.value)
+    assert not (tmp_path / "place").exists()
+
+
+def test_an_address_that_cannot_be_listened_on_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--host 127.0.0.1 --port {port}: address already in use"):
+            link(f"127.0.0.1:{port}", NOBODY, tmp_path / "place")
+    with pytest.raises(UserError, match=r"--host 192.0.2.1 --port 8000: cannot assign requested address"):
+        link("192.0.2.1:8000", NOBODY, tmp_path / "place")
+    assert not (tmp_path / "place").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nonsense", "--link nonsense is no address; write HOST:PORT"),
+        ("fl.example.org:8000", "--link fl.example.org is not this machine alone"),
+        ("0.0.0.0:8000", "--link 0.0.0.0 is not this machine alone"),
+    ],
+)
+def test_another_machine_needs_certificates(address, said):
+    with pytest.raises(UserError, match=said):
+        trust(address, None, False)
+
+
+def test_this_machine_needs_none_and_others_if_somebody_says_so():
+    for address in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000"):
+        assert trust(address, None, False) == NOBODY
+    assert trust("fl.example.org:8000", None, True) == NOBODY
+    with pytest.raises(UserError, match=r"has no ca.crt; make it with: feddlp keys"):
+        machines.control("fl.example.org:8000", Trust(machines.Path("/nowhere")), machines.Path("here"))
