@@ -128,9 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the demo")
+    parser.add_argument("--adapt", action="append", help="a tower, or several (image and both)")
+    parser.add_argument("--warm", action="store_true", help="leave out what loads model and images anew")
     asked = parser.parse_args()
-    for adapt in ("image", "both"):
-        for warm in (False, True):
+    for adapt in asked.adapt or ("image", "both"):
+        for warm in (True,) if asked.warm else (False, True):
             print(json.dumps({"adapt": adapt, "warm": warm, **measure(asked.rounds, adapt, warm, asked.words)}))
 
 
