@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +68,7 @@ class Control:
         except ValueError:
             said = {"error-message": done.stdout + done.stderr}
         if done.returncode or not said.get("success"):
-            raise UserError(f"--link {self.address}: {refusal(said['error-message'])}")
+            raise UserError(f"--link {self.address}: {refusal(said.get('error-message', ''))}")
         return dict(said)
 
     def register(self, key: Path) -> str:
@@ -101,15 +101,11 @@ class Control:
             UserError: it ended with one of our errors, was stopped, or can be heard no more.
             RuntimeError: it failed.
         """
-        command = [program("flwr"), "log", run, "feddlp", "--stream"]
-        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, env=environment(self.home), text=True, **quiet) as stream:  # type: ignore[call-overload]
-            for line in stream.stdout:
-                if LAST_WORDS.match(line):
-                    break
-                if not FLOWERS_OWN.match(line):
-                    say(line.rstrip("\n"))
-            stream.terminate()
+        for line in self._lines(run):
+            if LAST_WORDS.match(line):
+                break
+            if not FLOWERS_OWN.match(line):
+                say(line.rstrip("\n"))
         status, details = self.end_of(run)
         if OURS in details:
             raise UserError(details.partition(OURS)[2])
@@ -122,6 +118,19 @@ class Control:
             )
         if status != "finished:completed":
             raise RuntimeError(f"run {run} is {status}: {details}")
+
+    def _lines(self, run: str) -> Iterator[str]:
+        """What a server says, with Flower's own lines, as it comes."""
+        command = [program("flwr"), "log", run, "feddlp", "--stream"]
+        variables = environment(self.home)
+        with subprocess.Popen(
+            command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as stream:
+            assert stream.stdout
+            try:
+                yield from stream.stdout
+            finally:
+                stream.terminate()
 
     def end_of(self, run: str) -> tuple[str, str]:
         """How a run ended, and why."""
