@@ -30,7 +30,7 @@ test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(READY) ## the tests that kill processes of a federation over Flower (about 8 minutes)
-	$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt ray
+	$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt ray
 	$(BIN)/python -m pytest -m "faults and not slow" -n 2
 
 check: $(READY) ## lint, format and types

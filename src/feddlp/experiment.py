@@ -137,13 +137,18 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
             )
 
 
+def say_where(folder: RunFolder, config: Config, reporter: Reporter) -> None:
+    """The folder of a run that begins, and why it is called otherwise than its configuration says."""
+    if folder.path.name != config.name:
+        reporter.note(f"{folder.path.with_name(config.name)} exists, so this run is {folder.path.name}")
+    reporter.run_started(folder.path)
+
+
 def run(config: Config, reporter: Reporter) -> RunFolder:
     """A new run. Its folder is made once model and data are known to be good."""
     materials = preparation.prepare(config, reporter)
     folder = RunFolder.create(Path(config.runs_dir).expanduser(), config.name, config.to_toml())
-    if folder.path.name != config.name:
-        reporter.note(f"{folder.path.with_name(config.name)} exists, so this run is {folder.path.name}")
-    reporter.run_started(folder.path)
+    say_where(folder, config, reporter)
     execute(Entry(folder, config), materials, reporter)
     return folder
 

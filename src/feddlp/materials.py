@@ -19,7 +19,7 @@ from feddlp.data.features import encode_prompts, image_features
 from feddlp.data.folders import one_client
 from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
-from feddlp.data.source import LeftOut, Part, Source
+from feddlp.data.source import PARTS, LeftOut, Part, Source
 from feddlp.data.splits import ClientSplit, class_counts
 from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
@@ -217,10 +217,7 @@ def client_data(
     inputs: torch.Tensor, labels: torch.Tensor, splits: list[ClientSplit], ids: Sequence[int]
 ) -> FederatedData:
     """The three parts of some clients' samples."""
-    parts = (
-        ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids))
-        for part in ("train", "validation", "test")
-    )
+    parts = (ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids)) for part in PARTS)
     return FederatedData(tuple(ids), *parts)
 
 

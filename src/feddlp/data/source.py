@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from PIL import Image
 from torch import Tensor
@@ -14,6 +14,7 @@ Block = Sequence[Image.Image] | Tensor
 
 T = TypeVar("T")
 Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 OnBadImage = Literal["error", "skip"]
 
 

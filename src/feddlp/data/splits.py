@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feddlp.data.source import PARTS
 from feddlp.randomness import generator
 
 TestSetName = Literal["own", "common"]
@@ -107,9 +108,6 @@ def class_counts(
     """For each client and part, how many samples of each class it holds."""
     array = np.asarray(labels)
     return [
-        {
-            part: np.bincount(array[getattr(client, part).numpy()], minlength=classes).tolist()
-            for part in ("train", "validation", "test")
-        }
+        {part: np.bincount(array[getattr(client, part).numpy()], minlength=classes).tolist() for part in PARTS}
         for client in splits
     ]

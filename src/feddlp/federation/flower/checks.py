@@ -12,12 +12,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
+from feddlp.data.source import PARTS, Part
 from feddlp.federation.flower.parcels import Parcel, RefusedError
 from feddlp.federation.host import Report, Roster
 from feddlp.federation.results import Found
@@ -29,7 +30,6 @@ MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Counts = Annotated[list[Count], FailFast()]
 Text = Annotated[str, Field(max_length=MOST_NAME)]
-Part = Literal["train", "validation", "test"]
 SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
 
 
@@ -105,7 +105,7 @@ def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
     """Who a node says it is. clients: of the whole federation"""
     hello: Hello = parse(Hello, facts)
     check_clients(hello.clients, range(clients))
-    for part in get_args(Part):
+    for part in PARTS:
         check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
     check_classes(hello)
     try:
@@ -127,7 +127,7 @@ def check_classes(hello: Hello) -> None:
         return
     check_length("classes", hello.classes, len(hello.clients))
     for place, held in enumerate(hello.classes):
-        for part in get_args(Part):
+        for part in PARTS:
             counts = held.get(part, {})
             if sum(counts.values()) != getattr(hello.samples, part)[place] or not counts.keys() <= {*hello.class_names}:
                 raise RefusedError(

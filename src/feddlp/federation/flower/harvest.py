@@ -58,10 +58,10 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
     folder = RunFolder.create(to.parent, to.name, config.to_toml())
     shutil.copy(source / "partition.json", folder.path / "partition.json")
     folder.record_clients([])  # scores are in the server's record
-    for method in config.methods:
-        if (source / method / "state.json").exists():
-            belongs = copy_method(StateFolder(source / method, {}), folder, method, config)
-            folder.write_environment({"backbone": belongs["checkpoint"], TAKEN: str(state_dir)})
+    played = [method for method in config.methods if (source / method / "state.json").exists()]
+    copied = [copy_method(StateFolder(source / method, {}), folder, method, config) for method in played]
+    if copied:  # all over one frozen model
+        folder.write_environment({"backbone": copied[0]["checkpoint"], TAKEN: str(state_dir)})
     return folder
 
 

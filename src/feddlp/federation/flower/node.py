@@ -25,6 +25,7 @@ from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
 from feddlp.config import Config, validate
+from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import check_adapters, frozen, one_line
 from feddlp.federation.flower.envelopes import Envelope
@@ -127,7 +128,7 @@ class Node:
             "name": self.settings.name,
             "state": identity(self.settings.state_dir),
             "clients": list(self.settings.clients),
-            "samples": {part: getattr(data, part).sizes().tolist() for part in ("train", "validation", "test")},
+            "samples": {part: getattr(data, part).sizes().tolist() for part in PARTS},
             "checkpoint": found.fingerprints["backbone"],
             "data": found.fingerprints["data"],
             "class_names": found.partition["class_names"],

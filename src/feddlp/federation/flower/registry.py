@@ -17,6 +17,7 @@ import torch
 
 from feddlp.config import Config
 from feddlp.data.csv_tables import in_order
+from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import Hello, frozen, site_of
 from feddlp.federation.flower.parcels import RefusedError
@@ -26,7 +27,6 @@ from feddlp.model.adapters import Site
 from feddlp.records import ROSTER, read_json
 
 COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
-PARTS = ("train", "validation", "test")
 
 
 @dataclass
@@ -138,6 +138,6 @@ class Registry:
 
 def member_of(hello: Hello, place: int) -> dict[str, Any]:
     """One of the clients of a node."""
-    samples = {part: getattr(hello.samples, part)[place] for part in PARTS}
+    samples: dict[str, int] = {part: getattr(hello.samples, part)[place] for part in PARTS}
     classes = hello.classes[place] if hello.classes else None
     return {**samples, "classes": classes, "data": hello.data, "node": hello.name, "state": hello.state}

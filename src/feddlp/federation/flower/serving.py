@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from feddlp import __version__
 from feddlp.config import Config, load_config, overridden
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, check_environment, missing_rounds, play_rounds
+from feddlp.experiment import Entry, Reporter, check_environment, missing_rounds, play_rounds, say_where
 from feddlp.federation.flower.events import Recorder
 from feddlp.federation.flower.inquiry import gather
 from feddlp.federation.flower.nodes import Nodes
@@ -50,10 +50,7 @@ def serve(
     recorder = Recorder(folder.path / "events.jsonl", reporter)
     recorder.write("serving", os.getpid())
     try:
-        name = load_config(folder.config).name
-        if folder.path.name != name:
-            recorder.note(f"{folder.path.with_name(name)} exists, so this run is {folder.path.name}")
-        recorder.run_started(folder.path.absolute())
+        say_where(RunFolder(folder.path.absolute()), load_config(folder.config), recorder)
         with folder.locked():
             play(grid, folder, recorder)
         finish(folder)
