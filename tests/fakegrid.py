@@ -186,8 +186,10 @@ def passing(time: Time) -> Iterator[None]:
         yield
 
 
-def served(grid: FakeGrid, config: Config | Path, reporter: Listener | None = None) -> RunFolder:
-    """Play a run over a grid: a new one, or the one in a folder to its end."""
-    asked = {"run": str(config)} if isinstance(config, Path) else {"configuration": config.to_toml()}
+def served(grid: FakeGrid, config: Config | Path, reporter: Listener | None = None, back: str = "") -> RunFolder:
+    """Play a run over a grid: a new one, or the one in a folder to its end, from an earlier round where `back` is."""
+    asked = (
+        {"run": str(config), "from-round": back} if isinstance(config, Path) else {"configuration": config.to_toml()}
+    )
     with passing(grid.time):
-        return serving.serve(grid, asked, reporter or Listener())
+        return serving.serve(grid, {**asked, "from-round": back}, reporter or Listener())

@@ -266,9 +266,9 @@ def test_a_newcomer_has_left_no_model(played):
 def test_a_damaged_checkpoint_is_named(played, tmp_path, part):
     run = played("image")
     folder = run.path / "checkpoint" / "flora"
-    about = json.loads((folder / "state.json").read_text())
-    block = next(entry["file"] for entry in about["clients"] if run.clients.index(CLIENT) in entry["rows"])
-    file = folder / (about["file"] if part == "of the server" else block)
+    commit = run.folder.checkpoint_state("flora")
+    block = next(piece.file for piece in commit.clients if run.clients.index(CLIENT) in piece.rows)
+    file = folder / (commit.tensors.file if part == "of the server" else block)
     whole = file.read_bytes()
     file.write_bytes(whole[:-8] + bytes(255 - byte for byte in whole[-8:]))
     try:
@@ -291,8 +291,7 @@ def test_who_never_took_part_has_the_servers_adapter_alone(tmp_path):
         f"runs_dir={tmp_path}",
     ]
     run = api.run(load_config(None, words), PlainReporter(Console(quiet=True)))
-    state = json.loads((run.path / "checkpoint/feddlp/state.json").read_text())
-    ((present,),) = (entry["rows"] for entry in state["clients"])
+    ((present,),) = (piece.rows for piece in run.folder.checkpoint_state("feddlp").clients)
     absent = (present + 1) % 3
     ours, theirs = (low_rank(read_client(run.folder, "feddlp", client, "global")) for client in (absent, present))
     assert all(torch.equal(a, b) for site in theirs for a, b in zip(ours[site], theirs[site], strict=True))

@@ -22,6 +22,7 @@ from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result, run_folders
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Job, check_sweep, job_config
+from tampering import commit
 
 QUICK = {
     "model": {"adapt": "text", "dtype": "float64"},
@@ -197,6 +198,7 @@ def doctor(folder: RunFolder, part: str, value: float):
     for row in rows:
         row[part] = dict.fromkeys(row[part], value)
     folder.rounds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commit(folder)
 
 
 @pytest.mark.parametrize("favourite", [1e-3, 3e-2])
@@ -221,6 +223,7 @@ def test_the_first_of_equals_is_chosen_and_rounds_after_tuning_do_not_count(copi
         for row in rows:
             row["validation"]["pooled"] = 50.0 if row["round"] == rows[0]["round"] else 100.0 * (lr > 0.01)
         folder.rounds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        commit(folder)
     assert run_sweep(copied, Silent())["choices"][0]["chosen"] == {"lr": 1e-3}
 
 
@@ -298,7 +301,7 @@ def test_a_bundle_that_fails_together_is_played_one_by_one(finished, tmp_path, m
     assert_same_records(records(sweep), records(finished))
 
 
-@pytest.mark.parametrize("file", ["rounds.jsonl", "checkpoint/flora/state.json"])
+@pytest.mark.parametrize("file", ["rounds.jsonl", "checkpoint/state.json"])
 def test_a_run_with_a_damaged_record_is_left_behind_and_the_others_are_played(file, copied):
     best = records(copied)[1]["choices"][0]["chosen"]["lr"]
     damaged, missing = (run_folder(copied, best, seed).path for seed in (0, 1))
@@ -462,6 +465,7 @@ def test_a_sweep_of_another_version_is_named(copied):
     (run, *_) = run_folders(copied.folder)
     rows = [{key: value for key, value in row.items() if key != "bytes_up"} for row in run.read_rounds()]
     run.rounds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commit(run)
     with pytest.raises(UserError, match="another version"):
         print_sweep(copied.folder, Console())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 
@@ -64,8 +63,7 @@ def accuracy(folder: RunFolder, model: ClientModel) -> str:
 
 def last_row(folder: RunFolder, model: ClientModel) -> dict[str, str] | None:
     """What clients.csv says last of the client, up to the round of the checkpoint."""
-    with folder.clients.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == model.method]
+    rows = [row for row in folder.read_clients() if row["method"] == model.method]
     own = (row for row in reversed(rows) if row["client"] == str(model.client))
     return next((row for row in own if int(row["round"]) <= model.round), None)
 

@@ -80,13 +80,15 @@ def play_rounds(entries: Sequence[Entry], name: str, clients: Clients, reporter:
 
 
 def restore(federation: Federation, entries: Sequence[Entry], name: str) -> None:
-    """Go on from the last checkpoints of all entries, where there are any."""
+    """Go on from the last checkpoints of all entries, where there are any; otherwise begin."""
     found = [checkpoint for entry in entries if (checkpoint := entry.folder.load_checkpoint(name))]
     if found:
         federation.load_state_dict(found[0][0], [state for _, state in found])
     for lane, entry in enumerate(entries):
-        if state := entry.folder.checkpoint_state(name):
-            federation.clients.restore(lane, state["clients"], state["wave"])
+        if commit := entry.folder.checkpoint_state(name):
+            federation.clients.restore(lane, commit.clients, commit.wave)
+        else:
+            entry.folder.begin(name)
 
 
 def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: Host, materials: Materials) -> None:
@@ -103,9 +105,9 @@ def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
     fingerprints = {"configuration": entry.config.fingerprint(), **materials.fingerprints}
     check_environment(entry.folder, fingerprints, reporter)
+    entry.folder.rewind()
     entry.folder.write_partition(materials.partition)
     entry.folder.write_left_out(materials.left_out)
-    entry.folder.rewind(entry.config.methods)
 
 
 def execute(entry: Entry, materials: Materials, reporter: Reporter) -> None:
@@ -122,7 +124,7 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
     if not recorded:
         folder.write_environment(fingerprints)
         return
-    if TAKEN in recorded:
+    if recorded.get(TAKEN):
         raise UserError(f"{folder.path} holds models that were taken from a node; use it with: feddlp export")
     for key in ("configuration", "data", "backbone"):
         if recorded.get(key) != fingerprints[key]:

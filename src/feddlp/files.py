@@ -4,8 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+
+from feddlp.errors import UserError
+
+
+def read(path: Path, most: int) -> bytes | None:
+    """The first bytes of a regular file; None where nothing has this name. It waits for nobody.
+
+    Raises:
+        UserError: something else is there, such as a pipe or a dangling link, or it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            about = os.fstat(file.fileno())
+            if stat.S_ISREG(about.st_mode):
+                return file.read(min(most, about.st_size))
+        reason: str | None = "not a regular file"
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return None
+        reason = error.strerror
+    raise UserError(f"{path} cannot be read ({reason}); put it right, or restore it from a backup")
+
+
+def at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@contextmanager
+def private(folder: Path) -> Iterator[None]:
+    """A folder that its owner alone can look into, as are all files that lie there or come to lie there."""
+    before = os.umask(0o077)
+    try:
+        make_folder(folder)
+        for path in (folder, *folder.rglob("*")):
+            with suppress(FileNotFoundError):  # another process has just replaced it
+                if not path.is_symlink() and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+                    path.chmod(mode & 0o700)
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -38,7 +38,7 @@ def print_list(lines: dict[str, str]) -> None:
 def print_run(folder: RunFolder, console: Console) -> None:
     """The tables of a run folder, and whether it is finished."""
     rows = folder.read_rounds()
-    if not rows and TAKEN in folder.read_environment():
+    if not rows and folder.read_environment().get(TAKEN):
         raise UserError(f"{folder.path} holds models that were taken from a node, and no scores; see feddlp export")
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
@@ -79,10 +79,10 @@ def page_of(folder: RunFolder) -> Path:
 def print_sweep(path: Path, console: Console) -> None:
     """The tables of a sweep; the same as CSV in its folder."""
     out = printer(console)
-    finished, choices = read_result(path)
-    lines = summarise_choices(path, choices)
+    result = read_result(path)
+    lines = summarise_choices(path, result.choices)
     out.print(*sweep_tables(path, lines))
-    if not finished:
+    if not result.finished:
         out.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
     write_atomically(path / "results.csv", sweep_csv(lines).encode())
     out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)

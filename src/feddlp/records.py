@@ -9,15 +9,17 @@
         clients.csv       one row a method, round and client
         ranks.jsonl       one line a method with gates and round: active ranks of every client and layer
         newcomers.jsonl   one line a method, where clients join at the end
-        checkpoint/<method>/state.json + round-NNNN.safetensors (server) + round-NNNN-W.safetensors (clients of a wave)
+        checkpoint/state.json
+        checkpoint/<method>/round-NNNN.safetensors (server) + round-NNNN-W.safetensors (clients of a wave)
 
 Of clients.csv and ranks.jsonl a round adds the clients that took part; what stands there last of a client, holds.
 Where some sit out, the rows of round 0 say how everybody began.
 
-A checkpoint is committed by the atomic replacement of state.json. It names the server's file and the files of all
-clients that have taken part, each with its checksum, and how long the records were at that moment. Whatever was
-written after it, by a process that then died, is cut off or removed when the run goes on; so a run killed at any point
-ends as an undisturbed one.
+A round is committed by the atomic replacement of checkpoint/state.json. It names the tensor files of every method and
+how long the records were at that moment, each with its checksum; records count as far as it says. Whatever was written
+after it, by a process that then died, is cut off or removed when the run goes on; so a run killed at any point ends as
+an undisturbed one. A method's first entry is written before anything else of it, so tensors or records without a
+state.json are the remains of a run, and never a beginning.
 """
 
 from __future__ import annotations
@@ -27,26 +29,26 @@ import io
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import safetensors
-import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
-from torch import Tensor
+from pydantic import ValidationError
 
+from feddlp import files, states
 from feddlp.errors import UserError
-from feddlp.files import append, checksum, make_folder, write_atomically
+from feddlp.states import RESTORE, ClientsPiece, Commit, Count, History, Piece, Record, Sealed
 
-FORMAT = 3
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TAKEN = "taken"  # in environment.json: from which node's folder the models came
 ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
-STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
     "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
@@ -54,8 +56,105 @@ CLIENT_COLUMNS = (
 )  # fmt: skip
 
 
+class State(Sealed):
+    """checkpoint/state.json: the methods in the order in which they began."""
+
+    methods: dict[str, History]
+
+    @property
+    def newest(self) -> tuple[str, Commit]:
+        """The method that has played last, and its last commit."""
+        methods = reversed(self.methods.items())
+        name, history = max(methods, key=lambda method: sum(piece.size for piece in method[1].last.records))
+        return name, history.last
+
+
+class Environment(Sealed):
+    """environment.json"""
+
+    python: str
+    packages: dict[str, str]
+    platform: str
+    cpu_count: int | None
+    threads: int
+    cuda: str | None
+    configuration: str = ""
+    data: str = ""
+    backbone: str = ""
+    taken: str = ""
+
+
+class Partition(Sealed):
+    """partition.json"""
+
+    class_names: list[str]
+    template: str = ""
+    clients: list[dict[str, list[Count]]] | None = None
+    newcomers: list[Count] | None = None
+    client_names: list[str] | None = None
+
+
+Accuracies = dict[str, float] | None
+
+
+class Newcomers(Sealed):
+    """A line of newcomers.jsonl."""
+
+    method: str
+    seed: int
+    clients: Count
+    zero_shot: Accuracies
+    received: Accuracies
+    tuned: list[Accuracies]
+
+
+class Row(Record):
+    """What lines of rounds.jsonl and ranks.jsonl begin with."""
+
+    method: str
+    seed: int = 0
+    round: Count
+
+
+class Round(Row):
+    """A line of rounds.jsonl."""
+
+    test: Accuracies = None
+    validation: Accuracies = None
+    diagnostics: dict[str, float] | None = None
+    train_loss: dict[str, float | None] | None = None
+    parameters: dict[str, Count] | None = None
+    parameters_sent: Count = 0
+    clients: Count = 0
+    participants: Count = 0
+    reported: Count = 0
+    bytes_down: int | float = 0
+    bytes_up: int | float = 0
+    active_ranks: float | None = None
+    gates: Count = 0
+    export_bytes: float | None = None
+    seconds: float = 0.0
+    lanes: int = 1
+    wave: Count = 0
+    activation_mib: float = 0.0
+    peak_mib: float = 0.0
+
+
+class Ranks(Row):
+    """A line of ranks.jsonl."""
+
+    clients: list[Count] | None = None
+    active: dict[str, list[int]]
+    ranks: dict[str, int]
+
+
+Line = TypeVar("Line", bound=Row)
+
+
 def environment() -> dict[str, Any]:
     """What else decides the numbers: versions, machine, threads."""
+    import torch
+
     packages = ("feddlp", "torch", "transformers", "numpy", "pillow", "safetensors")
     return {
         "python": platform.python_version(),
@@ -100,27 +199,46 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
-            write_atomically(folder.config, config_toml.encode())
+            files.write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
         return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run.
+        """An existing run, all of its records checked.
 
         Raises:
-            UserError: no run there.
+            UserError: no run there, or a damaged one; the file is named.
         """
         if not (path / "config.toml").is_file():
             raise UserError(f"{path} is not a run folder (it has no config.toml); give a folder such as runs/demo")
-        return cls(path)
+        folder = cls(path)
+        folder.check()
+        return folder
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; two processes never write to one run."""
+        """Hold the folder for this process; two processes never write to one run.
+
+        Raises:
+            UserError: another one holds it, or the disk says no.
+        """
         with held_alone(self.path):
-            yield
+            try:
+                yield
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: {error.strerror or error}; all finished rounds are kept: put it right, and go on "
+                    f"with: {self.again}"
+                ) from error
+
+    @property
+    def again(self) -> str:
+        """How the run is gone on with."""
+        if (self.path / "federation").exists():
+            return f"feddlp federate resume {self.path}"
+        return f"feddlp {'federate run --resume' if (self.path / ROSTER).exists() else 'resume'} {self.path}"
 
     def record_round(
         self,
@@ -131,8 +249,8 @@ class RunFolder:
         """Append one method's round, its clients, and its active ranks where it has gates."""
         self.record_clients(clients)
         if ranks:
-            append(self.ranks, json.dumps(ranks) + "\n")
-        append(self.rounds, json.dumps(row) + "\n")
+            files.append(self.ranks, json.dumps(ranks) + "\n")
+        files.append(self.rounds, json.dumps(row) + "\n")
 
     def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
         """Append to the table of clients."""
@@ -141,19 +259,39 @@ class RunFolder:
         if not self.clients.exists():
             writer.writeheader()
         writer.writerows(clients)
-        append(self.clients, table.getvalue())
+        files.append(self.clients, table.getvalue())
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """The complete lines of rounds.jsonl, in order."""
-        return list(read_lines(self.rounds))
+        """The lines of rounds.jsonl that are committed, in order."""
+        return self._read_lines(self.rounds, Round)
 
     def read_ranks(self) -> list[dict[str, Any]]:
-        """The complete lines of ranks.jsonl, in order; empty without gates."""
-        return list(read_lines(self.ranks))
+        """The lines of ranks.jsonl that are committed, in order; empty without gates."""
+        return self._read_lines(self.ranks, Ranks)
+
+    def read_clients(self) -> list[dict[str, str]]:
+        """The rows of clients.csv that are committed, in order."""
+        return list(csv.DictReader(io.StringIO(self._committed(self.clients).decode(errors="replace"), newline="")))
+
+    def _read_lines(self, path: Path, kind: type[Line]) -> list[dict[str, Any]]:
+        try:
+            lines = self._committed(path).split(b"\n")[:-1]
+            return [kind.model_validate_json(line).model_dump(exclude_unset=True) for line in lines]
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged ({error.errors()[0]['msg']}); {RESTORE}") from error
+
+    def _committed(self, path: Path) -> bytes:
+        """A growing record as far as it counts; empty where nothing does."""
+        if (state := self.state()) is None:
+            return b""
+        return next((piece.read(self.path) for piece in state.newest[1].records if piece.file == path.name), b"")
 
     def read_newcomers(self) -> dict[str, dict[str, Any]]:
         """What became of the clients that joined at the end, by method."""
-        return {row["method"]: row for row in read_lines(self.path / "newcomers.jsonl")}
+        path = self.path / "newcomers.jsonl"
+        lines = (files.read(path, states.MOST) or b"").split(b"\n")
+        rows = (states.opened(line, Newcomers, path) for line in lines if line)
+        return {row.method: row.model_dump(exclude={"format"}) for row in rows}
 
     def record_newcomers(self, row: Mapping[str, Any]) -> None:
         self._write_newcomers([*self.read_newcomers().values(), row])
@@ -165,108 +303,180 @@ class RunFolder:
             self._write_newcomers(list(rows.values()))
 
     def _write_newcomers(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_atomically(self.path / "newcomers.jsonl", "".join(json.dumps(one) + "\n" for one in rows).encode())
+        lines = (states.sealed(Newcomers(**row)) + b"\n" for row in rows)
+        files.write_atomically(self.path / "newcomers.jsonl", b"".join(lines))
 
     def write_partition(self, counts: Mapping[str, Any]) -> None:
         """Who holds what, as far as it is known; each time that a run is gone on with."""
-        write_atomically(self.path / "partition.json", json.dumps(counts).encode())
+        states.write(self.path / "partition.json", Partition(**counts))
 
     def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""
         if files:
             table = io.StringIO()
             csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *files])
-            write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
+            files.write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
 
     def read_partition(self) -> dict[str, Any] | None:
         """Who holds what; None where the run died before it was written."""
-        return read_json(self.path / "partition.json")
+        found = states.read(self.path / "partition.json", Partition)
+        return found.table() if found else None
+
+    def write_environment(self, fingerprints: Mapping[str, str]) -> None:
+        states.write(self.path / "environment.json", Environment(**environment() | dict(fingerprints)))
+
+    def read_environment(self) -> dict[str, Any]:
+        """The recorded environment; empty where the run died before it was written."""
+        found = states.read(self.path / "environment.json", Environment)
+        return found.table() if found else {}
 
     def checkpoint(self, method: str) -> Path:
-        """Where a method's state is kept."""
+        """Where a method's tensors are kept."""
         return self.path / "checkpoint" / method
+
+    def state(self) -> State | None:
+        """What is committed; None where nothing was begun.
+
+        Raises:
+            UserError: it is damaged; or it is missing, and there are records or tensors.
+        """
+        file = self.path / "checkpoint" / "state.json"
+        if (found := states.read(file, State)) or not (left := self._left_behind()):
+            return found
+        raise UserError(f"{file} is missing, and {left} is there; restore it from a backup, or start a new run")
+
+    def _left_behind(self) -> Path | None:
+        found = (*filter(os.path.lexists, self.growing), *self.path.glob("checkpoint/*/*.safetensors"))
+        return next(iter(found), None)
+
+    def check(self) -> None:
+        """Check all that is committed, but for what is in the tensors, which is checked when they are read.
+
+        Raises:
+            UserError: a file is missing, damaged or another version's; it is named.
+        """
+        environment, partition = self.read_environment(), self.read_partition()
+        self.read_newcomers()
+        state = self.state()
+        if state and not (environment and partition):
+            missing = self.path / ("partition.json" if environment else "environment.json")
+            raise UserError(f"{missing} is missing; restore it from a backup, or start a new run")
+        while state:
+            try:
+                self._check(state)
+                return
+            except UserError:
+                before, state = state, self.state()
+                if state == before:  # else a run that is training has replaced it meanwhile
+                    raise
+
+    def _check(self, state: State) -> None:
+        for piece in state.newest[1].records:
+            piece.read(self.path)
+        for method, history in state.methods.items():
+            for piece in history.last.pieces:
+                piece.check_size(self.checkpoint(method))
 
     def save_checkpoint(
         self,
         method: str,
         round: int,
         tensors: Mapping[str, Tensor],
-        clients: Sequence[Mapping[str, Any]] = (),
+        clients: Sequence[ClientsPiece] = (),
         wave: int = 0,
+        kept: int = 1,
     ) -> None:
-        """Commit one method's state after a round, with the length of the records at that moment.
+        """Commit one method's state after a round, with the records as they are at that moment.
 
         Args:
             tensors: of the server.
-            clients: the client files that belong to it, written before: "file", "sha256", and what else is of use.
+            clients: the client files that belong to it, written before.
             wave: clients side by side.
+            kept: how many commits stay; older ones go.
         """
-        folder = self.checkpoint(method)
-        make_folder(folder)
-        content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-        file = f"round-{round:04d}.safetensors"
-        write_atomically(folder / file, content)
-        lengths = {path.name: path.stat().st_size for path in self.growing if path.exists()}
-        state = {"format": FORMAT, "round": round, "wave": wave, "file": file, "sha256": checksum(content)}
-        state |= {"records": lengths, "clients": list(clients)}
-        write_atomically(folder / "state.json", json.dumps(state).encode())
-        for name in tensor_files(folder) - {file, *(entry["file"] for entry in clients)}:
-            (folder / name).unlink()
+        from feddlp.tensors import write
 
-    def checkpoint_state(self, method: str) -> dict[str, Any] | None:
-        """What the last checkpoint of a method says of itself; None where there is none."""
-        file = self.checkpoint(method) / "state.json"
-        if not file.exists():
-            return None
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-            complete = state.keys() >= STATE_KEYS
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            complete = False
-        if not complete or state["format"] != FORMAT:
-            raise UserError(f"{file} is damaged or from another version of feddlp; the run cannot be resumed from it")
-        return dict(state)
+        piece = write(self.checkpoint(method) / f"round-{round:04d}.safetensors", tensors)
+        files.sync_folder(self.checkpoint(method))
+        self._commit(method, Commit(round=round, wave=wave, tensors=piece, clients=tuple(clients)), kept)
+
+    def begin(self, method: str) -> None:
+        """Before anything is written of a method: from now on its files are no beginning."""
+        if (state := self.state()) is None or method not in state.methods:
+            self._commit(method, Commit(round=0), 1)
+
+    def _commit(self, method: str, commit: Commit, kept: int) -> None:
+        commit = commit.model_copy(update={"records": tuple(self._pieces())})
+        history = state.methods.get(method, History()) if (state := self.state()) else History()
+        self._replace(state, method, history.followed_by(commit, kept))
+
+    def _pieces(self) -> Iterator[Piece]:
+        """The growing records as they are."""
+        for path in self.growing:
+            if (content := files.read(path, sys.maxsize)) is not None:
+                yield Piece(file=path.name, size=len(content), sha256=files.checksum(content))
+
+    def _replace(self, state: State | None, method: str, history: History) -> None:
+        """Write state.json with another history of one method, and remove what it does not name."""
+        files.make_folder(self.path / "checkpoint")
+        methods = {**(state.methods if state else {}), method: history}
+        states.write(self.path / "checkpoint" / "state.json", State(methods=methods))
+        states.remove_others(self.checkpoint(method), history)
+
+    def checkpoint_state(self, method: str) -> Commit | None:
+        """The last commit of a method; None where it has no finished round."""
+        history = state.methods.get(method) if (state := self.state()) else None
+        return history.last if history and history.last.round else None
 
     def load_checkpoint(self, method: str) -> tuple[int, dict[str, Tensor]] | None:
-        """The round and server tensors of a method's last checkpoint, checked against its checksum.
+        """The round and server tensors of a method's last commit.
 
         Raises:
             UserError: a file is missing or damaged; it is named.
         """
-        if (state := self.checkpoint_state(method)) is None:
+        from feddlp.tensors import read
+
+        if (commit := self.checkpoint_state(method)) is None or commit.tensors is None:
             return None
-        file = self.checkpoint(method) / state["file"]
-        try:
-            content = file.read_bytes()
-            if checksum(content) != state["sha256"]:
-                raise UserError(f"{file} is damaged (its checksum differs); restore it from a backup or run again")
-            return state["round"], load(content)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({error}); restore it from a backup or run again") from error
+        return commit.round, read(self.checkpoint(method), commit.tensors)[0]
 
-    def rewind(self, methods: Sequence[str]) -> None:
-        """Cut the records back to the last committed checkpoint, of whichever method."""
-        states = [state for method in methods if (state := self.checkpoint_state(method))]
-        lengths: dict[str, int] = max(
-            (state["records"] for state in states), key=lambda record: record[self.rounds.name], default={}
-        )
-        for path in self.growing:
-            length, found = lengths.get(path.name, 0), path.stat().st_size if path.exists() else 0
-            if found < length:
-                raise UserError(f"{path} is damaged ({found} bytes, {length} expected); restore it or run again")
-            if found > length:
-                os.truncate(path, length)
-        if not states:
-            self.clients.unlink(missing_ok=True)
+    def rewind(self) -> None:
+        """Cut the records back to the last commit, of whichever method; what it names is checked before."""
+        if state := self.state():
+            self._check(state)
+            sizes = {piece.file: piece.size for piece in state.newest[1].records}
+            for path in self.growing:
+                if path.name in sizes:
+                    os.truncate(path, sizes[path.name])
+                else:
+                    path.unlink(missing_ok=True)
 
-    def write_environment(self, fingerprints: Mapping[str, str]) -> None:
-        write_atomically(
-            self.path / "environment.json", json.dumps(environment() | dict(fingerprints), indent=1).encode()
-        )
+    def undone(self, method: str) -> tuple[int, ...]:
+        """To which rounds a method was taken back, one after the other."""
+        return state.methods[method].undone if (state := self.state()) and method in state.methods else ()
 
-    def read_environment(self) -> dict[str, Any]:
-        """The recorded environment; empty where the run died before it was written."""
-        return read_json(self.path / "environment.json") or {}
+    def take_back(self, round: int) -> str:
+        """Make a round the last one of the method that has played last.
+
+        Returns:
+            That method.
+
+        Raises:
+            UserError: the round is not kept, or another method has played since.
+        """
+        if (state := self.state()) is None:
+            raise UserError(f"--from-round {round}: {self.path} has no finished round")
+        method = state.newest[0]
+        rounds = [commit.round for commit in state.methods[method].commits]
+        back = state.methods[method].back_to(round)
+        if round not in rounds or not back:
+            raise UserError(f"--from-round {round}: of {method} {self.path} keeps rounds {', '.join(map(str, rounds))}")
+        if State(methods={**state.methods, method: back}).newest[0] != method:
+            raise UserError(f"--from-round {round}: another method has played since then; start a new run")
+        if tensors := back.last.tensors:
+            tensors.read(self.checkpoint(method))
+        self._replace(state, method, back.model_copy(update={"undone": (*back.undone, round)}))
+        return method
 
 
 @contextmanager
@@ -276,34 +486,17 @@ def held_alone(folder: Path, lock: str = ".lock") -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
+    held = FileLock(folder / lock, mode=0o600)
     try:
-        with FileLock(folder / lock, timeout=0):
-            yield
+        held.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{folder} is in use by another feddlp process; wait for it or stop it") from error
-
-
-def tensor_files(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.name.endswith(".safetensors")}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """One JSON object; None where there is no such file."""
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); use a folder of your own") from error
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; a last line without its end is one still being written."""
-    if not path.is_file():
-        return
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or run again") from error
+        yield
+    finally:
+        held.release()
 
 
 def candidates(parent: Path, name: str) -> Iterator[Path]:

@@ -32,7 +32,8 @@ from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
 from feddlp.records import RunFolder
-from feddlp.report.sweeps import is_sweep, read_result
+from feddlp.report.sweeps import Choice, Result, is_sweep, read_result
+from feddlp.states import write
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
 
 LAST_ROUNDS = 3
@@ -175,7 +176,7 @@ class Runner:
             return None
         try:
             entry = Entry(open_run(config, tuning), config)
-            entry.folder.checkpoint_state(config.methods[0])
+            entry.folder.check()
             return None if finished(entry) else entry
         except OtherRunError:
             raise
@@ -246,7 +247,7 @@ def bundles(entries: Sequence[Entry], most: int) -> Iterator[list[Entry]]:
         method = entry.config.build_methods()[name]
         fixed = {key: value for key, value in vars(method).items() if key not in STACKABLE}
         alone = str(entry.folder.path) if fixed.get("compact") else ""  # ranks are taken away by the widest client
-        key = [name, state["round"] if state else 0, entry.config.training.rounds, alone, fixed]
+        key = [name, state.round if state else 0, entry.config.training.rounds, alone, fixed]
         groups.setdefault(json.dumps(key), []).append(entry)
     for group in groups.values():
         for start in range(0, len(group), most):
@@ -284,12 +285,11 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     return result
 
 
-def save_result(folder: Path, before: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+def save_result(folder: Path, before: Sequence[Choice], result: Mapping[str, Any]) -> None:
     """Write sweep.json: the result so far, and what an earlier sweep found of other methods and settings."""
     known = [(choice["setting"], choice["method"]) for choice in result["choices"]]
-    kept = [choice for choice in before if (choice["setting"], choice["method"]) not in known]
-    record = {**result, "choices": kept + result["choices"]}
-    write_atomically(folder / "sweep.json", json.dumps(record, indent=1).encode())
+    kept = [choice for choice in before if (choice.setting, choice.method) not in known]
+    write(folder / "sweep.json", Result(**{**result, "choices": kept + result["choices"]}))
 
 
 def check_same_material(folder: Path, choices: Sequence[Mapping[str, Any]]) -> None:

@@ -140,7 +140,7 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
         if found is None or about is None:
             raise UserError(f"{folder.path} has no finished round of {method}; go on with: feddlp resume {folder.path}")
         store = ClientStore(folder.checkpoint(method), on_disk=True)  # reads the client's block alone
-        store.load(about["clients"])
+        store.load(about.clients)
         state = gather(store.parts({place: 0})) if place in store.where else {}
     own: dict[str, Theta] = {}
     for name, kind, leaf in (key.split("/") for key in state if "/theta/" in key):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from feddlp.errors import UserError
 from feddlp.federation.clients import ClientStore, gather, pack, unpack
+from feddlp.states import ClientsPiece
 
 PLACES = ["memory", "disk"]
 
@@ -65,7 +64,7 @@ def test_the_latest_state_of_every_client_comes_back_in_any_company_and_order(pl
     whole = {name: torch.cat([state[name] for state in expected]) for name in expected[0]}
     assert_equal(taken(store, asked), whole)
     again = store_at(place, folder)
-    again.load(json.loads(json.dumps(store.flush())))
+    again.load([ClientsPiece.model_validate_json(piece.model_dump_json()) for piece in store.flush()])
     assert_equal(taken(again, asked), whole)
     held = {row for block in store.blocks.values() for row in block.rows if store.where[row][0] is block}
     assert held == set(latest)
@@ -112,7 +111,7 @@ def test_only_new_blocks_are_written(tmp_path):
     store.flush()
     before = (tmp_path / "a.safetensors").stat()
     store.put("b.safetensors", [1], state_of([1]))
-    assert [entry["file"] for entry in store.flush()] == ["a.safetensors", "b.safetensors"]
+    assert [piece.file for piece in store.flush()] == ["a.safetensors", "b.safetensors"]
     after = (tmp_path / "a.safetensors").stat()
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from feddlp import cli, experiment, records
+from feddlp import cli, experiment, files, states
 from feddlp.config import load_config
 from feddlp.federation.clients import Block, ClientStore
 from feddlp.progress import PlainReporter
-from feddlp.records import RunFolder
+from feddlp.records import Environment, RunFolder
 from terminal import Begun, assert_mistake, forked
 
 METHODS = ("flora", "feddlp")
@@ -50,7 +50,7 @@ def deadly(function, count, when):
 
 def run_and_die(point, count, when):
     """The command, until a function of this name is called for the count-th time."""
-    owner = next(owner for owner in (records, RunFolder, ClientStore, Block) if hasattr(owner, point))
+    owner = next(owner for owner in (files, RunFolder, ClientStore, Block) if hasattr(owner, point))
     setattr(owner, point, deadly(getattr(owner, point), count, when))
     cli.main()
 
@@ -127,7 +127,8 @@ def assert_same_end(found: Path, expected: Path):
         ("record_round", 1, "before"),  # before anything of the first round is written
         pytest.param("record_round", 2, "after", marks=pytest.mark.slow),  # records written, no checkpoint
         ("append", 3, "after"),  # clients.csv written, rounds.jsonl not
-        ("write_atomically", 6, "after"),  # tensors of a checkpoint written, state.json not
+        ("write_atomically", 4, "after"),  # the method has begun, nothing else
+        ("write_atomically", 5, "before"),  # tensors of the first checkpoint written, state.json not
         ("save_checkpoint", 3, "after"),  # the first method has just finished
         pytest.param("save_checkpoint", 5, "after", marks=pytest.mark.slow),  # in the middle of the second
     ],
@@ -158,10 +159,8 @@ def in_waves(request, options, tmp_path_factory):
         pytest.param("put", 3, "after", marks=pytest.mark.slow),  # between the waves of the second round
         ("put", 4, "after"),  # all waves played, nothing recorded
         ("write", 3, "after"),  # one client file of the second round written
-        pytest.param(
-            "write_atomically", 6, "before", marks=pytest.mark.slow
-        ),  # all client files written, the server's not
-        ("write_atomically", 7, "before"),  # the server's file written, state.json not
+        pytest.param("write_whole", 11, "before", marks=pytest.mark.slow),  # all client files written, the server's not
+        ("write_atomically", 6, "before"),  # the server's file written, state.json not
     ],
 )
 def test_killed_between_waves_and_files_equals_undisturbed(point, count, when, in_waves, tmp_path):
@@ -192,7 +191,7 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(stop, undisturbed, opt
     process = Begun("run", *options, f"runs_dir={tmp_path}", cwd=tmp_path)
     folder = tmp_path / "demo"
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoint" / "flora" / "state.json").exists() and time.monotonic() < deadline:
+    while not list((folder / "checkpoint" / "flora").glob("round-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.stop(stop)
     ended = process.end(within=60)
@@ -230,8 +229,8 @@ def test_show_prints_the_table_again(undisturbed):
 def test_other_data_is_refused_on_resume(undisturbed, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed, folder)
-    environment = json.loads((folder / "environment.json").read_text())
-    (folder / "environment.json").write_text(json.dumps({**environment, "data": "0" * 64}))
+    found = states.read(folder / "environment.json", Environment)
+    states.write(folder / "environment.json", found.model_copy(update={"data": "0" * 64}))
     refused = feddlp("resume", str(folder))
     assert_mistake(refused, "the data is not the one that the run began with")
     assert rounds(folder) == rounds(undisturbed)

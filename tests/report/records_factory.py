@@ -12,7 +12,9 @@ from typing import Any
 
 import tomli_w
 
-from feddlp.records import RunFolder
+from feddlp import states
+from feddlp.records import Environment, RunFolder
+from tampering import commit
 
 LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 SITES = [*(f"vision_model.encoder.layers.{n}.{leaf}" for n in range(2) for leaf in LEAVES), "visual_projection"]
@@ -86,7 +88,8 @@ def partition(clients: int, class_names: Sequence[str], newcomers: Sequence[int]
 
 def ranks_row(method: str, seed: int, round: int, clients: int, sites: Sequence[str]) -> dict[str, Any]:
     active = {s: [max(0, RANK - (round + i + k) % 6) for k in range(clients)] for i, s in enumerate(sites)}
-    return {"method": method, "seed": seed, "round": round, "active": active, "ranks": dict.fromkeys(sites, RANK)}
+    about = {"method": method, "seed": seed, "round": round, "clients": list(range(clients))}
+    return {**about, "active": active, "ranks": dict.fromkeys(sites, RANK)}
 
 
 def newcomers_row(method: str, seed: int) -> dict[str, Any]:
@@ -132,8 +135,9 @@ def make_run(
     folder.mkdir(parents=True)
     table = config(name, seed, methods, rounds, clients, **(overrides or {}))
     (folder / "config.toml").write_text(tomli_w.dumps(table))
-    (folder / "environment.json").write_text(json.dumps(environment(seed)))
-    (folder / "partition.json").write_text(json.dumps(partition(clients, class_names, newcomers)))
+    run = RunFolder(folder)
+    states.write(folder / "environment.json", Environment(**environment(seed)))
+    run.write_partition(partition(clients, class_names, newcomers))
     played = [
         (method, seed, number)
         for method in methods
@@ -141,13 +145,14 @@ def make_run(
     ]
     lines(folder / "rounds.jsonl", [round_row(*place, clients) for place in played])
     lines(folder / "ranks.jsonl", [ranks_row(*place, clients, sites) for place in played if place[0] == "feddlp"])
-    if newcomers:
-        lines(folder / "newcomers.jsonl", [newcomers_row(method, seed) for method in methods if method != "zero_shot"])
+    for method in methods:
+        if newcomers and method != "zero_shot":
+            run.record_newcomers(newcomers_row(method, seed))
     with (folder / "clients.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(client_row(*place, k) for place in played for k in range(clients))
-    return RunFolder(folder)
+    return commit(run)
 
 
 def lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -158,6 +163,7 @@ def edit_rows(folder: RunFolder, change: Any) -> None:
     """Rewrite rounds.jsonl: change(row) alters a row in place; False drops it."""
     rows = folder.read_rounds()
     lines(folder.rounds, [row for row in rows if change(row) is not False])
+    commit(folder)
 
 
 def set_option(folder: RunFolder, key: str, value: Any) -> None:

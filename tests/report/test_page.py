@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from page_reader import Page
-from records_factory import edit_rows, lines, make_run, newcomers_row, pooled_test
+from records_factory import edit_rows, make_run, newcomers_row, pooled_test
 
 from feddlp.errors import UserError
 from feddlp.records import RunFolder
 from feddlp.report.page import render, write_report
+from tampering import commit
 
 HOSTILE = '<script>alert("1")</script>'
 
@@ -131,10 +132,9 @@ def test_the_data_of_the_figures_are_those_of_the_records(page):
 
 def test_the_partition_is_shown_with_all_three_parts(tmp_path):
     run = make_run(tmp_path, clients=2, class_names=("cat", "dog"), methods=["flora"])
-    (run.path / "partition.json").write_text(
-        '{"class_names": ["cat", "dog"], "newcomers": [1], "clients": [{"train": [5, 0], "validation": [1, 0],'
-        ' "test": [2, 3]}, {"train": [0, 1234], "validation": [0, 0], "test": [0, 4]}]}'
-    )
+    first = {"train": [5, 0], "validation": [1, 0], "test": [2, 3]}
+    second = {"train": [0, 1234], "validation": [0, 0], "test": [0, 4]}
+    run.write_partition({"class_names": ["cat", "dog"], "newcomers": [1], "clients": [first, second]})
     table = Page(render([run])).table("s1-partition-map-data")
     assert table["client 0"] == {
         "All train": "5",
@@ -220,22 +220,9 @@ def without(*names: str) -> Callable[[RunFolder], None]:
     def remove(run: RunFolder) -> None:
         for name in names:
             (run.path / name).unlink(missing_ok=True)
+        commit(run)
 
     return remove
-
-
-def old_schema(run: RunFolder) -> None:
-    """As versions before schema 2 wrote it."""
-    without("partition.json", "ranks.jsonl", "newcomers.jsonl")(run)
-
-    def change(row):
-        for key in ("diagnostics", "clients", "participants", "reported", "peak_mib", "parameters_sent"):
-            row.pop(key)
-        row["shared"] = [
-            name for name in ("adapter", "global") if row["method"] != "local" and name in row["parameters"]
-        ]
-
-    edit_rows(run, change)
 
 
 def bare_rows(run: RunFolder) -> None:
@@ -249,9 +236,7 @@ def no_gates(run: RunFolder) -> None:
 
 
 def empty_newcomers(run: RunFolder) -> None:
-    lines(
-        run.path / "newcomers.jsonl", [newcomers_row("flora", 0) | {"tuned": [], "zero_shot": None, "received": None}]
-    )
+    run.record_newcomers(newcomers_row("flora", 0) | {"tuned": [], "zero_shot": None, "received": None})
 
 
 def no_configuration(run: RunFolder) -> None:
@@ -264,10 +249,6 @@ def updated(**values: Any) -> Callable[[RunFolder], None]:
 
 
 DEFECTS: dict[str, tuple[Callable[[RunFolder], None], list[str]]] = {
-    "old schema": (
-        old_schema,
-        ["partition is not recorded", "by layer are not recorded", "No other ways to predict"],
-    ),
     "no partition": (without("partition.json"), ["The partition is not recorded in these runs"]),
     "no ranks": (without("ranks.jsonl"), ["feddlp: active ranks by layer are not recorded (no ranks.jsonl)"]),
     "no clients": (without("clients.csv"), ["No accuracies of single clients are recorded"]),
@@ -331,6 +312,7 @@ def test_a_large_federation_is_cut_and_says_so(tmp_path):
 def test_no_finished_round_is_the_users_to_put_right(tmp_path, runs):
     run = make_run(tmp_path, "stopped")
     run.rounds.write_text("")
+    commit(run)
     target = tmp_path / "report.html"
     with pytest.raises(UserError, match=r"stopped has no finished round.*feddlp resume"):
         write_report([*runs, run], target)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from itertools import permutations
 from pathlib import Path
 
 import pytest
-from records_factory import make_run, set_option
+from records_factory import environment, make_run, set_option
 
+from feddlp import states
 from feddlp.errors import UserError
+from feddlp.records import Environment
 from feddlp.report.series import flatten, group, natural, read_run
 
 SHORT = {"methods": ("flora", "feddlp"), "rounds": 2}
@@ -129,8 +130,7 @@ def test_a_reader_is_told_what_is_unfinished_or_missing(tmp_path):
 
 def test_other_data_under_the_same_name_are_noticed(tmp_path):
     runs = [make_run(tmp_path, f"s{seed}", seed=seed, **SHORT) for seed in (0, 1)]
-    file = runs[0].path / "environment.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "0ther"}))
+    states.write(runs[0].path / "environment.json", Environment(**environment(0) | {"data": "0ther"}))
     assert any("digests of the data differ" in note for note in group(runs)[0].notes)
 
 

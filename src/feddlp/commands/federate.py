@@ -225,6 +225,9 @@ def unregister(
 def run(
     words: Words = None,
     go_on: Annotated[str, typer.Option("--resume", metavar="RUN", help="A run folder on the server's machine.")] = "",
+    from_round: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="With --resume: undo what was played after round N.")
+    ] = None,
     link: Link = ADDRESS,
     keys: Keys = None,
     insecure: Insecure = False,
@@ -236,6 +239,7 @@ def run(
     \b
     feddlp federate run my.toml training.rounds=50 --keys keys
     feddlp federate run --resume runs/demo
+    feddlp federate run --resume runs/demo --from-round 7      go back, and play round 8 next
     """
     quiet_libraries()
     with needing("federate", "flower"):
@@ -245,7 +249,9 @@ def run(
 
     if go_on and words:
         raise UserError(f"--resume {go_on} has its configuration; leave {words[0]!r} out")
-    what = {"run": go_on}
+    if from_round is not None and not go_on:
+        raise UserError(f"--from-round {from_round} needs --resume RUN")
+    what = {"run": go_on, "from-round": "" if from_round is None else str(from_round)}
     if not go_on:
         config = load_config(*split_words(words or []))
         check_fit(config)

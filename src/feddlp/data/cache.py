@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -42,6 +42,7 @@ from feddlp.data.source import Picture
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
 from feddlp.memory import MIB
+from feddlp.states import Sealed, read, write
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -128,13 +129,11 @@ class PixelCache:
 
         After a power cut the pixels of a preparation may be gone although its state is there.
         """
-        file = folder / "state.json"
-        if not file.exists():
-            return Filled(), hashlib.sha256()
         try:
-            state = State.model_validate_json(file.read_bytes())
+            if (state := read(folder / "state.json", State)) is None:
+                return Filled(), hashlib.sha256()
             digest = pixel_hash(open_rows(folder, state.filled().rows, shape))
-        except (OSError, ValueError):  # not such a state, or fewer rows than it says
+        except (OSError, ValueError, UserError):  # not such a state, or fewer rows than it says
             state = None
         if state and state.done <= pictures and state.sha256 == digest.hexdigest():
             return state.filled(), digest
@@ -151,10 +150,9 @@ class PixelCache:
         return np.memmap(file, np.uint8, "r+", shape=(rows, *shape))
 
 
-class State(BaseModel):
+class State(Sealed):
     """state.json: how far the preparation is."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     done: int  # pictures looked at
     bad: tuple[tuple[int, str], ...]  # which of them could not be read, in order, and why
     sha256: str  # of the rows so far
@@ -171,8 +169,7 @@ class State(BaseModel):
 
 
 def write_state(folder: Path, filled: Filled, digest: Hash) -> None:
-    state = State(done=filled.done, bad=filled.bad, sha256=digest.hexdigest())
-    write_atomically(folder / "state.json", state.model_dump_json().encode())
+    write(folder / "state.json", State(done=filled.done, bad=filled.bad, sha256=digest.hexdigest()))
 
 
 def room_for(needed: int, folder: Path, present: int = 0) -> str:

@@ -20,15 +20,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from feddlp import tensors
 from feddlp.errors import UserError
-from feddlp.files import checksum, make_folder, write_whole
+from feddlp.states import RESTORE, ClientsPiece
 
 State = Mapping[str, Tensor]
 """As `Cohort.state_dict` gives it: "adapter/kind/leaf" -> [W, ...]."""
@@ -110,33 +109,33 @@ class Block:
     name: str
     rows: tuple[int, ...]
     packed: Packed | None  # None: in its file only
-    sha256: str = ""  # of its file; "" where there is none yet
+    file: ClientsPiece | None = None  # None: there is none yet
     checked: bool = False
 
     def pick(self, places: Sequence[int], folder: Path | None) -> Packed:
         """The clients in these places of the block."""
         if self.packed is None:
             assert folder is not None
-            return self._read(folder / self.name, places)
+            return self._read(folder, places)
         return self.packed if list(places) == list(range(len(self.rows))) else self.packed.rows(places)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> ClientsPiece:
         """The file, flushed; that its name survives a power cut is up to the commit."""
-        assert self.packed is not None
-        layout = json.dumps(self.packed.layout)
-        content = save({name: matrix.contiguous() for name, matrix in self.packed.matrices.items()}, {"layout": layout})
-        make_folder(folder)
-        write_whole(folder / self.name, content)
-        self.sha256 = checksum(content)
+        if self.file is None:
+            assert self.packed is not None
+            piece = tensors.write(folder / self.name, self.packed.matrices, {"layout": json.dumps(self.packed.layout)})
+            self.file = ClientsPiece(**dict(piece), rows=self.rows)
+        return self.file
 
-    def _read(self, path: Path, places: Sequence[int]) -> Packed:
-        try:
-            if not self.checked and checksum(path.read_bytes()) != self.sha256:
-                raise UserError(f"{path} is damaged (its checksum differs); restore it from a backup or run again")
+    def _read(self, folder: Path, places: Sequence[int]) -> Packed:
+        assert self.file is not None
+        if not self.checked:
+            self.file.read(folder)
             self.checked = True
-            return read_rows(path, places)
+        try:
+            return read_rows(folder / self.name, places)
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); restore it from a backup or run again") from error
+            raise UserError(f"{folder / self.name} cannot be read ({error}); {RESTORE}") from error
 
 
 def read_rows(path: Path, places: Sequence[int]) -> Packed:
@@ -207,22 +206,19 @@ class ClientStore:
             for name, pairs in found.items()
         ]
 
-    def flush(self) -> list[dict[str, Any]]:
+    def flush(self) -> list[ClientsPiece]:
         """Have every block in its file, and list them for `load`, oldest first."""
-        for block in self.blocks.values() if self.folder else ():
-            if not block.sha256 and self.folder:
-                block.write(self.folder)
-        return [{"file": block.name, "sha256": block.sha256, "rows": block.rows} for block in self.blocks.values()]
+        return [block.write(self.folder) for block in self.blocks.values()] if self.folder else []
 
-    def load(self, listed: Sequence[Mapping[str, Any]]) -> None:
+    def load(self, listed: Sequence[ClientsPiece]) -> None:
         """Go on from the blocks that `flush` listed.
 
         Raises:
             UserError: a file is missing or damaged; here, or on the disk when it is first read.
         """
         self.blocks, self.where, self.living = {}, {}, Counter()
-        for entry in listed:
-            block = Block(entry["file"], tuple(entry["rows"]), None, entry["sha256"])
+        for piece in listed:
+            block = Block(piece.file, piece.rows, None, piece)
             if not self.on_disk:
                 block.packed = block.pick(range(len(block.rows)), self.folder)
             self._add(block)

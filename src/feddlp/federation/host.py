@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from feddlp.model.adapters import Dense, LoRA, Site, Theta
 from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.forward import Forward
 from feddlp.model.gates import active_by_site
+from feddlp.states import ClientsPiece
 from feddlp.training.cohort import Cohort, Slot, beginning
 
 
@@ -218,11 +219,11 @@ class Host:
         """How the clients are played, in words."""
         return self.plan.describe(self.side_by_side)
 
-    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
-        """Have a lane's clients in files: their list, and how many trained side by side."""
-        return self.stores[lane].flush(), self.wave
+    def keep(self, lane: int) -> tuple[list[ClientsPiece], int, int]:
+        """Have a lane's clients in files: their list, how many trained side by side, and how many commits stay."""
+        return self.stores[lane].flush(), self.wave, 1
 
-    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+    def restore(self, lane: int, blocks: Sequence[ClientsPiece], wave: int) -> None:
         """Go on from what `keep` gave."""
         self.stores[lane].load(blocks)
         self.wave = self.wave or wave

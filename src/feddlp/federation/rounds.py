@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from feddlp.federation.results import NOBODY, Found, Known, RoundResult, join
 from feddlp.federation.waves import Wave
 from feddlp.methods.base import Method
 from feddlp.model.adapters import Site, Theta
+from feddlp.states import ClientsPiece
 from feddlp.training.cohort import initial, under
 
 
@@ -65,11 +66,11 @@ class Clients(Protocol):
         """How the clients are played, in words."""
         ...
 
-    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
-        """What a checkpoint must name: the files of a lane's clients, and how many train side by side."""
+    def keep(self, lane: int) -> tuple[list[ClientsPiece], int, int]:
+        """For a checkpoint: the files of a lane's clients, how many train side by side, how many checkpoints stay."""
         ...
 
-    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+    def restore(self, lane: int, blocks: Sequence[ClientsPiece], wave: int) -> None:
         """Go on from what `keep` gave."""
         ...
 

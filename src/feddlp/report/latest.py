@@ -1,28 +1,21 @@
-"""What is known of every client after a method's last round: a round's records tell of who took part in it only.
-
-Records of older versions tell of all clients in every round, and are read alike.
-"""
+"""What is known of every client after a method's last round: a round's records tell of who took part in it only."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
 Key = tuple[str, int]  # method, seed
 
 
-def last_clients(path: Path, rows: Mapping[Key, Sequence[Row]]) -> dict[Key, tuple[Row, ...]]:
+def last_clients(table: Iterable[Row], rows: Mapping[Key, Sequence[Row]]) -> dict[Key, tuple[Row, ...]]:
     """The last row of every client in clients.csv up to each method's last round, in the order of the clients."""
     found: dict[Key, dict[int, Row]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                key, client = (row["method"], integer(row.get("seed"))), integer(row.get("client"))
-                if key in rows and client >= 0 and 0 <= integer(row.get("round")) <= rows[key][-1]["round"]:
-                    found.setdefault(key, {})[client] = row
+    for row in table:
+        key, client = (row["method"], integer(row.get("seed"))), integer(row.get("client"))
+        if key in rows and client >= 0 and 0 <= integer(row.get("round")) <= rows[key][-1]["round"]:
+            found.setdefault(key, {})[client] = row
     return {key: tuple(clients[client] for client in sorted(clients)) for key, clients in found.items()}
 
 
@@ -35,14 +28,12 @@ def last_ranks(
         key = row["method"], row["seed"]
         if key in rows and row["round"] <= rows[key][-1]["round"]:
             everybody = [int(client["client"]) for client in clients.get(key, ())]
-            found[key] = carried(found.get(key), row, everybody or row.get("clients", []))
+            found[key] = carried(found.get(key), row, everybody or row["clients"])
     return found
 
 
 def carried(before: Row | None, row: Row, everybody: Sequence[int]) -> Row:
-    """A line of ranks.jsonl, filled up with what was known before; older lines tell of all clients."""
-    if "clients" not in row:
-        return row
+    """A line of ranks.jsonl, filled up with what was known before."""
     place = {client: k for k, client in enumerate(everybody)}
     active = {}
     for site, counts in row["active"].items():

@@ -110,7 +110,7 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
 
 def cost_cells(tracks: Sequence[Track]) -> list[str]:
     last = tracks[-1].last
-    sent, active = measures.sent_parameters(last), measure(track.last.get("active_ranks") for track in tracks)
+    sent, active = last.get("parameters_sent"), measure(track.last.get("active_ranks") for track in tracks)
     return [
         f"{sum((last.get('parameters') or {}).values()):,}",
         ABSENT if sent is None else f"{sent:,}",

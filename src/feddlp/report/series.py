@@ -155,7 +155,7 @@ def read_run(folder: RunFolder) -> Run:
     rows = by_key(folder.read_rounds())
     if not rows:
         raise UserError(f"{folder.path} has no finished round to report on; go on with: feddlp resume {folder.path}")
-    clients = last_clients(folder.clients, rows)
+    clients = last_clients(folder.read_clients(), rows)
     return Run(
         name=folder.path.as_posix(),
         toml=toml,

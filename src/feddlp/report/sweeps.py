@@ -7,14 +7,16 @@ import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import Field
 from rich.table import Table
 
 from feddlp.errors import UserError
-from feddlp.records import RunFolder, read_json
+from feddlp.records import RunFolder
 from feddlp.report.readings import measure, shown
 from feddlp.report.tables import Summary, summarise, text_table
+from feddlp.states import Record, Sealed, read
 
 ACCURACY = (
     "method",
@@ -34,8 +36,6 @@ COSTS_NOTE = (
     "! the best value lies at the edge of the grid. MiB up and down over all rounds.\n"
     "KiB left: A and B of the private adapter without its pruned ranks, float32."
 )
-CHOICE = {"setting", "method", "chosen", "runs"}
-"""What a sweep says at least of each setting and method."""
 NAMES = {"lr": "lr", "kd_weight": "kd", "gate_threshold": "xi"}
 
 
@@ -49,11 +49,23 @@ class Line(NamedTuple):
     runs: Sequence[Summary]  # one a seed
 
 
-class Result(NamedTuple):
-    """The record of a sweep: for each setting and method what was chosen and its runs."""
+class Choice(Record):
+    """What was chosen for one setting and method, and its runs."""
+
+    setting: dict[str, Any]
+    method: str
+    chosen: dict[str, float]
+    edges: list[str]
+    validation: dict[str, float | None]
+    runs: list[Annotated[str, Field(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]]  # below the sweep's folder
+
+
+class Result(Sealed):
+    """sweep.json"""
 
     finished: bool
-    choices: list[dict[str, Any]]
+    choices: list[Choice]
+    failed: dict[str, str]
 
 
 def is_sweep(path: Path) -> bool:
@@ -66,33 +78,25 @@ def read_result(path: Path) -> Result:
     Raises:
         UserError: not the folder of a sweep, or a damaged one.
     """
-    file = path / "sweep.json"
-    if (record := read_json(file)) is None:
+    if (found := read(path / "sweep.json", Result)) is None:
         raise UserError(f"{path} is not the folder of a sweep (it has no sweep.json); run it first: feddlp sweep FILE")
-    try:
-        choices = [dict(choice) for choice in record["choices"]]
-        complete = all(choice.keys() >= CHOICE for choice in choices)
-    except (KeyError, TypeError, ValueError):
-        complete = False
-    if not complete:
-        raise UserError(f"{file} is damaged or from another version of feddlp; restore it, or remove it and run again")
-    return Result(bool(record.get("finished")), choices)
+    return found
 
 
 def run_folders(path: Path) -> list[RunFolder]:
     """The runs that make up a sweep's result, without the trials that were not chosen."""
-    return [RunFolder.open(path / run) for choice in read_result(path).choices for run in choice["runs"]]
+    return [RunFolder.open(path / run) for choice in read_result(path).choices for run in choice.runs]
 
 
-def summarise_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> list[Line]:
+def summarise_choices(path: Path, choices: Sequence[Choice]) -> list[Line]:
     """The lines of all settings, in the order of the sweep."""
     lines = []
     for choice in choices:
-        title = ", ".join(f"{key}={value}" for key, value in choice["setting"].items())
-        played = [RunFolder.open(path / run).read_rounds() for run in choice["runs"]]
+        title = ", ".join(f"{key}={value}" for key, value in choice.setting.items())
+        played = [RunFolder.open(path / run).read_rounds() for run in choice.runs]
         runs = [summary for rows in played for summary in summarise(rows)]
         if runs:
-            lines.append(Line(title, choice["method"], choice["chosen"], choice.get("edges", ()), runs))
+            lines.append(Line(title, choice.method, choice.chosen, choice.edges, runs))
     return lines
 
 

@@ -41,13 +41,15 @@ def test_everything_is_told_once_and_passed_on(path):
 def test_half_a_line_waits_for_its_end(path):
     listener = Listener()
     follower = Follower(path, listener)
-    Recorder(path, Listener()).note("one")
-    with path.open("a") as file:
-        file.write('{"event": "note", ')
+    recorder = Recorder(path, Listener())
+    recorder.note("one")
+    size = path.stat().st_size
+    recorder.note("two")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: size + 30])
     follower.follow()
     assert listener.notes == ["one"]
-    with path.open("a") as file:
-        file.write('"said": ["two"]}\n')
+    path.write_bytes(whole)
     follower.follow()
     assert listener.notes == ["one", "two"]
 
@@ -68,3 +70,30 @@ def test_what_an_earlier_server_said_is_not_told_again(path):
     follower = Follower(path, Listener())
     follower.follow()
     assert follower.ended is None
+
+
+def test_damage_costs_the_damaged_lines_alone(path):
+    recorder = Recorder(path, Listener())
+    recorder.note("one")
+    recorder.method_started("feddlp", 3, 2, 0)
+    recorder.write("finished")
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        listener = Listener()
+        follower = Follower(path.with_name("none"), listener)
+        follower.path = path
+        path.write_bytes(damaged)
+        follower.follow()
+        hurt = whole[: bit // 8].count(b"\n")
+        assert listener.notes == ["one"] * (hurt != 0 and damaged.splitlines()[0] == whole.splitlines()[0])
+        assert follower.ended == (None if hurt == 2 else ("finished", "")) or damaged.count(b"\n") != 3
+
+
+def test_a_name_that_is_no_text_stops_nothing(path):
+    Recorder(path, Listener()).note("caf\udce9.png is left out")
+    follower = Follower(path.with_name("none"), listener := Listener())
+    follower.path = path
+    follower.follow()
+    assert listener.notes == ["caf?.png is left out"]

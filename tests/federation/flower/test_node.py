@@ -13,13 +13,13 @@ import pytest
 from flwr.common.serde import recorddict_to_proto
 
 from fakegrid import Killed, small
-from feddlp import __version__, files
-from feddlp.federation import clients
-from feddlp.federation.flower import node, statefolder
+from feddlp import __version__, files, states
+from feddlp.federation.flower import node
 from feddlp.federation.flower.checks import frozen
 from feddlp.federation.flower.node import answer
 from feddlp.federation.flower.parcels import Parcel, to_bytes, to_record
 from feddlp.federation.rounds import Federation
+from feddlp.states import KEPT
 from feddlp.training.cohort import Cohort
 
 METHODS = ("fedclip", "feddlp", "feddat", "local", "zero_shot", "flora")
@@ -130,26 +130,51 @@ def test_other_clients_in_the_same_round_take_it_back(tmp_path):
     assert found.facts["clients"] == [1]
 
 
-def test_two_rounds_back_is_refused_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize("back", [1, 3])
+def test_an_earlier_round_takes_the_later_ones_back(back, tmp_path, caplog):
     config = told("fedclip")
-    for number in range(3):
+    for number in range(4):
+        ask(order(config, number), tmp_path / "misled")
+        if number < 4 - back:
+            ask(order(config, number), tmp_path / "straight")
+    found, expected = (ask(order(config, 4 - back, shift=0.1), tmp_path / n) for n in ("misled", "straight"))
+    assert numbers(found) == numbers(expected)
+    assert tensors(tmp_path / "misled") == tensors(tmp_path / "straight")
+    assert f"the server went back: round 4 is taken back to round {4 - back}" in caplog.text
+
+
+def test_further_back_than_is_kept_is_refused_and_changes_nothing(tmp_path):
+    config = told("zero_shot")
+    for number in range(KEPT + 2):
         ask(order(config, number), tmp_path)
     kept = content(tmp_path)
-    assert "asks for round 2, and here round 3 was played; restore the server's" in problem(order(config, 1), tmp_path)
+    line = problem(order(config, 1), tmp_path)
+    assert f"asks for round 2, and here round {KEPT + 2} was played; round 3 is as far as it can go back" in line
     assert content(tmp_path) == kept
+    assert ask(order(config, 3), tmp_path).facts["round"] == 3
 
 
-def test_two_rounds_back_one_after_the_other_are_refused_as_well(tmp_path, monkeypatch):
-    """The state before a round that was taken back is no longer there; the clients must not begin anew."""
+def undoing(parcel, *rounds):
+    return Parcel({**parcel.facts, "undone": list(rounds)}, parcel.adapters)
+
+
+def test_who_sat_out_the_round_after_it_goes_back_as_well(tmp_path):
+    """The server was taken back to round 1, and asks this node for round 3 next."""
     config = told("fedclip")
     for number in range(3):
-        ask(order(config, number), tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Cohort, "fit", killed)
-        with pytest.raises(Killed):
-            ask(order(config, 2, shift=0.5), tmp_path)
+        ask(order(config, number), tmp_path / "misled")
+    ask(order(config, 0), tmp_path / "straight")
+    found, expected = (ask(undoing(order(config, 3, 0.1), 1), tmp_path / n) for n in ("misled", "straight"))
+    assert numbers(found) == numbers(expected)
+    assert tensors(tmp_path / "misled") == tensors(tmp_path / "straight")
+
+
+def test_an_order_from_before_it_went_back_is_refused(tmp_path):
+    config = told("fedclip")
+    ask(order(config, 0), tmp_path)
+    ask(undoing(order(config, 1), 1), tmp_path)
     kept = content(tmp_path)
-    assert "asks for round 2, and here round 2 was played" in problem(order(config, 1), tmp_path)
+    assert "the server has forgotten that it was taken back to round 1" in problem(order(config, 2), tmp_path)
     assert content(tmp_path) == kept
 
 
@@ -166,7 +191,7 @@ def killed(*_, **__):
     raise Killed
 
 
-WRITES = [(statefolder, "write_atomically"), (clients, "write_whole"), (Path, "unlink"), (Path, "replace")]
+WRITES = [(files, "write_atomically"), (files, "write_whole"), (Path, "unlink"), (Path, "replace")]
 
 
 class Writes:
@@ -306,12 +331,10 @@ def test_a_damaged_file_is_named_in_one_line_and_left_as_it_is(what, how, first_
         file.unlink()
     else:
         file.write_bytes({"bit": whole, "cut": whole[:-3], "empty": b""}[how])
-    if (what, how) == ("state.json", "gone"):
-        return  # a beginning
     kept = content(tmp_path)
     line = problem(order(config, 0 if what == "report-*" else 1), tmp_path / "node")
     assert file.name in line
-    assert "damaged" in line or "cannot be read" in line
+    assert "damaged" in line or "cannot be read" in line or "is missing" in line
     assert content(tmp_path) == kept
 
 
@@ -333,9 +356,10 @@ def test_whatever_stands_in_state_json_is_one_line(table, first_round, tmp_path,
 def test_a_state_of_another_format_is_refused_and_not_called_damaged(first_round, tmp_path, no_training):
     once, config, *_ = first_round
     shutil.copytree(once, tmp_path / "node")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statefolder, "FORMAT", 2)
-        assert "is from another version of feddlp" in problem(order(config, 1), tmp_path / "node")
+    file = tmp_path / "node" / ("0" * 32) / "fedclip" / "state.json"
+    rest = file.read_bytes()[len(states.seal(b"")) :].replace(b'"format":4', b'"format":5')
+    file.write_bytes(states.seal(rest) + rest)
+    assert "is from another version of feddlp" in problem(order(config, 1), tmp_path / "node")
 
 
 @pytest.mark.parametrize("table", ["[]", "{}", '{"state": 7}', "{", '{"x": 1}'])

@@ -20,6 +20,7 @@ from feddlp.errors import UserError
 from feddlp.federation.flower import serving
 from feddlp.federation.flower.parcels import Parcel, from_record, to_bytes
 from feddlp.federation.participation import draw
+from feddlp.states import KEPT
 from feddlp.training.cohort import Cohort
 
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("feddat", "feddlp_shared", "fedavg")]
@@ -188,6 +189,86 @@ def test_a_damaged_roster_is_one_line(content, tmp_path):
     (run.path / "roster.json").write_text(content)
     with pytest.raises(UserError, match=r"roster.json is damaged"):
         served(a_grid(tmp_path, "0-2"), run.path)
+
+
+# Taken back
+
+
+@pytest.mark.parametrize(
+    ("method", "back", "training"),
+    [
+        ("fedclip", 0, {}),
+        ("feddlp", 1, {}),
+        ("fedclip", 2, {"participation": 0.5, "rounds": 5}),
+        pytest.param("feddlp", 2, {"participation": 0.5, "rounds": 5}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_taken_back_ends_as_undisturbed(method, back, training, tmp_path):
+    """Also where somebody's upload was wrong in the rounds that are taken back."""
+    config = small(methods=["zero_shot", method], runs_dir=str(tmp_path / "expected"), training=training)
+    expected = served(a_grid(tmp_path / "straight", "0-1", "2"), config)
+    config = config.model_copy(update={"runs_dir": str(tmp_path / "found")})
+    grid = a_grid(tmp_path / "misled", "0-1", "2")
+    honest = grid.nodes[7].says
+    grid.nodes[7].says = lambda parcel: moved(honest(parcel), parcel.facts.get("round", 0) >= back)
+    run = served(grid, config)
+    grid.nodes[7].says = honest
+    listener = Listener()
+    run = served(grid, run.path, listener, back=str(back))
+    assert f"{method} is taken back to round {back}" in listener.notes
+    text = (run.path / "config.toml").read_text()
+    (run.path / "config.toml").write_text(text.replace(str(tmp_path / "found"), str(tmp_path / "expected")))
+    assert_same(run, expected, exact=True)
+
+
+def moved(parcel, wrong):
+    """What a node says, its upload large but finite where it is to be wrong."""
+    shift = 0.25 * wrong
+    uploads = {n: {leaf: value + shift for leaf, value in theta.items()} for n, theta in parcel.adapters.items()}
+    return Parcel(parcel.facts, uploads)
+
+
+@pytest.mark.parametrize(
+    ("back", "line"),
+    [
+        ("x", "--from-round x is no round"),
+        ("7", "of feddlp .*run keeps rounds 2, 3, 4, 5, 6, 8$"),
+        ("1", "of feddlp .*run keeps rounds 2, 3, 4, 5, 6, 8$"),
+    ],
+)
+def test_a_round_that_is_not_kept_is_refused_and_nothing_changes(back, line, tmp_path):
+    config = small(methods=["feddlp"], runs_dir=str(tmp_path))
+    run = serving.new_run(config)
+    run.write_environment({})
+    run.write_partition({"class_names": []})
+    run.begin("feddlp")
+    for number in (1, 2, 3, 4, 5, 6, 8):
+        run.save_checkpoint("feddlp", number, {}, kept=KEPT)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=line):
+        served(FakeGrid(Time()), run.path, back=back)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_method_that_another_one_has_followed_is_not_taken_back(tmp_path):
+    run = serving.new_run(small(methods=["fedclip", "flora"], runs_dir=str(tmp_path)))
+    for method, number in (("fedclip", 1), ("fedclip", 2), ("flora", 1), ("fedclip", 3)):
+        run.begin(method)
+        run.record_round({"method": method, "round": number}, [])
+        run.save_checkpoint(method, number, {}, kept=KEPT)
+    with pytest.raises(UserError, match="--from-round 2: another method has played since then"):
+        run.take_back(2)
+
+
+def test_a_killed_run_that_was_taken_back_keeps_its_tensors_until_that_is_committed(tmp_path):
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path))
+    run = served(a_grid(tmp_path, "0-2"), config)
+    before = {path.name: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feddlp.files.write_atomically", killed)
+        with pytest.raises(Killed):
+            run.take_back(1)
+    assert {path.name: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 # Without some

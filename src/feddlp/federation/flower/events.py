@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from feddlp.errors import UserError
 from feddlp.experiment import Reporter
-from feddlp.files import append
+from feddlp.files import append, read
+from feddlp.states import Sealed, opened, sealed
 
 CALLS = ("preparing", "note", "warn", "run_started", "method_started", "stepped", "round_finished")
 ENDINGS = ("finished", "failed")
+
+
+class Event(Sealed):
+    """A line."""
+
+    at: str
+    event: str
+    said: list[Any]
 
 
 class Recorder:
@@ -24,12 +36,13 @@ class Recorder:
 
     def __init__(self, path: Path, inner: Reporter):
         self.path, self.inner = path, inner
-        if path.exists():  # a server that was killed may have left half a line
-            os.truncate(path, complete(path))
+        if whole := complete(path):  # a server that was killed may have left half a line
+            os.truncate(path, whole)
 
     def write(self, event: str, *said: Any) -> None:
-        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "said": said}
-        append(self.path, json.dumps(line, default=str) + "\n")
+        plain = json.loads(json.dumps(said, default=str, ensure_ascii=False).encode(errors="replace"))
+        line = Event(at=datetime.now(UTC).isoformat(timespec="milliseconds"), event=event, said=plain)
+        append(self.path, sealed(line).decode() + "\n")
 
     def tell(self, event: str, *said: Any) -> None:
         self.write(event, *said)
@@ -67,32 +80,33 @@ class Follower:
 
     def __init__(self, path: Path, reporter: Reporter):
         self.path, self.reporter = path, reporter
-        self.read = complete(path) if path.exists() else 0  # bytes; earlier attempts are left out
+        self.read = complete(path)  # bytes; earlier attempts are left out
         self.server: int | None = None
         self.ended: tuple[str, str] | None = None
 
     def follow(self) -> None:
         """Tell the reporter what has come since."""
         for line in self._new_lines():
-            if line["event"] == "serving":
-                (self.server,) = line["said"]
-            elif line["event"] in ENDINGS:
-                self.ended = line["event"], " ".join(line["said"])
-            elif line["event"] in CALLS:
-                getattr(self.reporter, line["event"])(*line["said"])
+            if line.event == "serving":
+                (self.server,) = line.said
+            elif line.event in ENDINGS:
+                self.ended = line.event, " ".join(line.said)
+            elif line.event in CALLS:
+                getattr(self.reporter, line.event)(*line.said)
 
-    def _new_lines(self) -> Iterator[dict[str, Any]]:
-        """Those that are complete."""
-        if not self.path.exists():
+    def _new_lines(self) -> Iterator[Event]:
+        """Those that are complete; damaged ones are left out."""
+        if not self.path.is_file():
             return
         with self.path.open("rb") as file:
             file.seek(self.read)
             for line in file:
                 if line.endswith(b"\n"):
                     self.read += len(line)
-                    yield json.loads(line)
+                    with suppress(UserError):
+                        yield opened(line[:-1], Event, self.path)
 
 
 def complete(path: Path) -> int:
     """Bytes of a file up to the end of its last complete line."""
-    return path.read_bytes().rfind(b"\n") + 1
+    return (read(path, sys.maxsize) or b"").rfind(b"\n") + 1

@@ -5,7 +5,6 @@ What a node keeps is private and lies on its own disk; the server never has it. 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
-from feddlp.federation.flower.statefolder import StateFolder
-from feddlp.files import make_folder, write_atomically
-from feddlp.records import TAKEN, RunFolder
+from feddlp.federation.flower.statefolder import Kept, StateFolder
+from feddlp.files import make_folder, private, write_atomically
+from feddlp.records import TAKEN, Partition, RunFolder
+from feddlp.states import read, write
 
 
 def experiments(state_dir: Path) -> dict[str, Path]:
@@ -55,41 +55,53 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
     config = load_config(source / "config.toml")
     if to.exists():
         raise UserError(f"--to {to} is there already; give a folder that is not")
+    states = {method: StateFolder(source / method, {}) for method in config.methods}
+    played = {method: kept for method, state in states.items() if (kept := state.read()).last.round}
+    for method, kept in played.items():
+        if kept.belongs.get("configuration") != config.fingerprint():
+            raise UserError(
+                f"{source / 'config.toml'} is not the configuration that {method} was played with; restore it"
+            )
+        for piece in kept.last.pieces:
+            piece.read(source / method)
+    partition = read(source / "partition.json", Partition)
+    if not played or not partition:
+        missing = source / "partition.json" if played else f"a finished round in {source}"
+        raise UserError(f"{missing} is missing; restore it from a backup")
     folder = RunFolder.create(to.parent, to.name, config.to_toml())
-    shutil.copy(source / "partition.json", folder.path / "partition.json")
-    folder.record_clients([])  # scores are in the server's record
-    played = [method for method in config.methods if (source / method / "state.json").exists()]
-    copied = [copy_method(StateFolder(source / method, {}), folder, method, config) for method in played]
-    if copied:  # all over one frozen model
-        folder.write_environment({"backbone": copied[0]["checkpoint"], TAKEN: str(state_dir)})
+    with private(folder.path):
+        folder.write_partition(partition.table())
+        first = next(iter(played.values()))  # all over one frozen model
+        folder.write_environment(
+            {"configuration": config.fingerprint(), "backbone": first.belongs["checkpoint"], TAKEN: str(state_dir)}
+        )
+        for method, kept in played.items():
+            copy_method(states[method], kept, folder, method)
     return folder
 
 
-def copy_method(state: StateFolder, folder: RunFolder, method: str, config: Config) -> Mapping[str, str]:
-    """A method's clients, at the places that a run folder has for them, and the shared adapter as it last came.
-
-    Returns:
-        Fingerprints of what it belongs to.
-    """
-    kept = state.read()
+def copy_method(state: StateFolder, kept: Kept, folder: RunFolder, method: str) -> None:
+    """A method's clients, at the places that a run folder has for them, and the shared adapter as it last came."""
     clients = parse_clients(kept.belongs["clients"])
+    folder.begin(method)
     place = folder.checkpoint(method)
     make_folder(place)
-    for block in kept.after:
-        shutil.copy(state.path / block["file"], place / block["file"])
-    blocks = [{**block, "rows": [clients[row] for row in block["rows"]]} for block in kept.after]
+    for piece in kept.last.clients:
+        shutil.copy(state.path / piece.file, place / piece.file)
+    pieces = [
+        piece.model_copy(update={"rows": tuple(clients[row] for row in piece.rows)}) for piece in kept.last.clients
+    ]
     server = {
         f"server/shared/{name}/{leaf}": value
         for name, theta in state.read_order(kept).items()
         for leaf, value in theta.items()
     }
-    folder.save_checkpoint(method, kept.round, server, blocks, kept.wave)
-    return kept.belongs
+    folder.save_checkpoint(method, kept.last.round, server, pieces, kept.last.wave)
 
 
 def write_about(folder: Path, config: Config, partition: Mapping[str, Any]) -> None:
     """What a node writes down of a run, once, for `take`: its configuration here, classes and prompt."""
     if not (folder / "config.toml").exists():
         about = {key: partition[key] for key in ("class_names", "template")}
-        write_atomically(folder / "partition.json", json.dumps(about).encode())
+        write(folder / "partition.json", Partition(**about))
         write_atomically(folder / "config.toml", config.to_toml().encode())

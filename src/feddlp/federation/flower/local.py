@@ -9,11 +9,13 @@ runs/<name>/federation/
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
@@ -29,13 +31,21 @@ from feddlp.federation.flower.processes import (
 )
 from feddlp.federation.flower.resident import is_alive
 from feddlp.federation.flower.settings import share_of, spell, variable
-from feddlp.files import make_folder, write_atomically
-from feddlp.records import RunFolder, held_alone, read_json
+from feddlp.files import make_folder
+from feddlp.records import RunFolder, held_alone
+from feddlp.states import Sealed, read, write
 
 HERE = machines.Trust(None)  # on this machine there is no need for certificates
-SHAPE = "federation.json"  # what a resumed run begins with again: its clients are in the state folders of its nodes
+SHAPE = "federation.json"
 FOLLOW = 0.2  # seconds between two looks at the events
 SERVER_WITHIN = 180.0  # seconds in which the server must show itself
+
+
+class Shape(Sealed):
+    """What a resumed run begins with again: its clients are in the state folders of its nodes."""
+
+    nodes: Annotated[int, Field(ge=1)]
+    simulated: bool
 
 
 @dataclass
@@ -179,7 +189,7 @@ def federation(folder: RunFolder, nodes: int, reporter: Reporter, simulated: boo
     found = LocalFederation(folder, nodes, reporter, simulated)
     make_folder(found.place)
     with held_alone(found.place):
-        write_atomically(found.place / SHAPE, json.dumps({"nodes": nodes, "simulated": simulated}).encode())
+        write(found.place / SHAPE, Shape(nodes=nodes, simulated=simulated))
         try:
             found.start()
             yield found
@@ -193,10 +203,10 @@ def shape_before(folder: RunFolder) -> tuple[int, bool]:
     Raises:
         UserError: there was none on this machine.
     """
-    found = read_json(folder.path / "federation" / SHAPE)
+    found = read(folder.path / "federation" / SHAPE, Shape)
     if found is None:
         raise UserError(
             f"{folder.path} is no run of feddlp federate up; go on with feddlp resume {folder.path}, or on a "
             "SuperLink with feddlp federate run --resume"
         )
-    return int(found["nodes"]), bool(found["simulated"])
+    return found.nodes, found.simulated

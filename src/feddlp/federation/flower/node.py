@@ -14,7 +14,6 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -32,11 +31,12 @@ from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
-from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
+from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity
 from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
+from feddlp.states import Commit
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -192,31 +192,13 @@ class Node:
         self.check_frozen()
         path = self.settings.state_dir / self.facts["experiment"] / self.facts["method"]
         folder = StateFolder(path, self.belongs)
-        with folder.locked(PATIENCE), writing(path):
-            number, kept = self.facts["round"], folder.read()
+        with folder.locked(PATIENCE):
+            number, kept = self.facts["round"], folder.follow(folder.read(), self.facts.get("undone", []))
             asked = digest(number, self.facts["clients"], parcel)
-            if kept.round == number + 1 and kept.order == asked:
+            if kept.last.round == number + 1 and kept.last.order == asked:
                 log.info("round %d was played before; its report is given again", number + 1)
                 return folder.read_report(kept)
-            return self._play(folder, self._stand_before(folder, kept, number), parcel, asked)
-
-    def _stand_before(self, folder: StateFolder, kept: Kept, number: int) -> Kept:
-        """The state from which a round is played: as it is, or where the server went back by one, so do we.
-
-        Raises:
-            UserError: the server went back further.
-        """
-        if kept.round <= number:
-            return kept
-        if kept.round > number + 1 or not kept.order:  # without an order, what was before is not kept
-            raise UserError(
-                f"the server asks for round {number + 1}, and here round {kept.round} was played; restore the server's "
-                f"run folder, or begin anew with {folder.path} moved away"
-            )
-        log.warning("round %d is asked for again with another shared adapter; it is taken back", number + 1)
-        earlier = replace(kept, round=number, after=kept.before, before=(), order="", report={})
-        folder.commit(earlier)
-        return earlier
+            return self._play(folder, folder.before(kept, number), parcel, asked)
 
     def _play(self, folder: StateFolder, kept: Kept, order: Parcel, asked: str) -> Parcel:
         started, number = time.perf_counter(), self.facts["round"]
@@ -226,7 +208,8 @@ class Node:
         except RefusedError as refusal:
             raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)
-        host.restore(0, kept.after, kept.wave)
+        folder.commit(kept.belongs, kept.history)  # whatever is written from now on is no beginning
+        host.restore(0, kept.last.clients, kept.last.wave)
         parts = list(host.play(Order(number, [order.adapters], self.chosen())))
         found = join([part.found for part in parts])
         uploads = {
@@ -236,9 +219,9 @@ class Node:
         clients = [self.data.ids[row] for row in found.rows.tolist()]
         facts = {"round": number, "clients": clients, "seconds": round(time.perf_counter() - started, 3)}
         report = Parcel(facts_of(found) | facts, uploads)
-        after, wave = host.keep(0)
+        after, wave, _ = host.keep(0)
         written = folder.keep_report(number + 1, report, order)
-        folder.commit(Kept(kept.belongs, number + 1, wave, kept.after, after, asked, written))
+        folder.add(kept, Commit(round=number + 1, wave=wave, tensors=written, clients=tuple(after), order=asked))
         return report
 
 

@@ -6,7 +6,6 @@ samples those have who are away.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,21 @@ from feddlp.errors import UserError
 from feddlp.federation.flower.checks import Hello, frozen, site_of
 from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
-from feddlp.files import write_atomically
 from feddlp.model.adapters import Site
-from feddlp.records import ROSTER, read_json
+from feddlp.records import ROSTER
+from feddlp.states import Sealed, read, write
 
 COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
+
+
+class Known(Sealed):
+    """roster.json"""
+
+    experiment: str
+    common: dict[str, Any]
+    class_names: list[str]
+    closed: bool
+    members: dict[int, dict[str, Any]]
 
 
 @dataclass
@@ -45,21 +54,14 @@ class Registry:
     def open(cls, folder: Path, config: Config) -> Registry:
         """That of a run folder, or a new one."""
         registry = cls(folder / ROSTER, config.data.partition == "natural")
-        if (found := read_json(registry.path)) is not None:
-            try:
-                found["members"] = {int(client): member for client, member in found["members"].items()}
-                vars(registry).update({key: found[key] for key in registry.kept()})
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
-                raise UserError(f"{registry.path} is damaged; restore it or run again") from error
+        if (found := read(registry.path, Known)) is not None:
+            vars(registry).update(found.model_dump(exclude={"format"}))
         else:
             registry.save()
         return registry
 
-    def kept(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("path", "natural")}
-
     def save(self) -> None:
-        write_atomically(self.path, json.dumps(self.kept()).encode())
+        write(self.path, Known(**{key: value for key, value in vars(self).items() if key in Known.model_fields}))
 
     def admit(self, hello: Hello) -> None:
         """Write down who has come.

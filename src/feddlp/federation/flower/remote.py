@@ -19,6 +19,7 @@ from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import ranks_at_start
 from feddlp.federation.waves import Wave
 from feddlp.model.adapters import Site, Theta
+from feddlp.states import KEPT, ClientsPiece
 
 
 class RemoteClients:
@@ -112,11 +113,11 @@ class RemoteClients:
     def describe(self) -> str:
         return f"{len(self.roster.ids)} clients on {len(self.nodes.homes)} nodes"
 
-    def keep(self, lane: int) -> tuple[list[dict[str, Any]], int]:
-        """Clients are kept where they are."""
-        return [], 0
+    def keep(self, lane: int) -> tuple[list[ClientsPiece], int, int]:
+        """Clients are kept where they are; the server can go back a few rounds."""
+        return [], 0, KEPT
 
-    def restore(self, lane: int, blocks: Sequence[Mapping[str, Any]], wave: int) -> None:
+    def restore(self, lane: int, blocks: Sequence[ClientsPiece], wave: int) -> None:
         pass
 
 

@@ -39,8 +39,9 @@ def serve(
     """Play the run that the app's configuration names.
 
     Args:
-        run_config: "run", a run folder to bring to its end; or "configuration", a TOML file on this machine (or its
-            text; the demo where empty), and "overrides", for example "training.rounds=3 seed=1".
+        run_config: "run", a run folder to bring to its end, and "from-round", the round to go back to before that; or
+            "configuration", a TOML file on this machine (or its text; the demo where empty), and "overrides", for
+            example "training.rounds=3 seed=1".
         finish: what is done with the run folder in the end.
 
     Raises:
@@ -52,6 +53,8 @@ def serve(
     try:
         say_where(RunFolder(folder.path.absolute()), load_config(folder.config), recorder)
         with folder.locked():
+            if back := str(run_config.get("from-round", "")):
+                go_back(folder, back, recorder)
             play(grid, folder, recorder)
         finish(folder)
     except BaseException as error:
@@ -67,6 +70,15 @@ def find_run(run_config: Mapping[str, Any]) -> RunFolder:
         return RunFolder.open(Path(run).expanduser())
     config = read_configuration(str(run_config.get("configuration", "")), str(run_config.get("overrides", "")).split())
     return new_run(config)
+
+
+def go_back(folder: RunFolder, back: str, reporter: Reporter) -> None:
+    """Make an earlier round the last one that was played."""
+    if not back.isdecimal():
+        raise UserError(f"--from-round {back} is no round; give the number of the last one to keep")
+    method = folder.take_back(int(back))
+    folder.rewind()
+    reporter.note(f"{method} is taken back to round {back}")
 
 
 def new_run(config: Config) -> RunFolder:
@@ -115,8 +127,9 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
         "data": registry.experiment,
         "backbone": registry.common["checkpoint"],
     }
+    folder.rewind()
     check_environment(folder, fingerprints, reporter)
     folder.write_partition(registry.partition(config.data.clients))
-    folder.rewind(config.methods)
     for name in config.methods:
-        play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, facts), reporter)
+        told = {**facts, "undone": list(folder.undone(name))}
+        play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, told), reporter)

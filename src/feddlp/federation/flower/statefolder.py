@@ -1,60 +1,66 @@
 """What a node keeps between messages: the clients before and after their last round, and the report of it.
 
     state-dir/<experiment>/<method>/
-        state.json                  which files count, each with its checksum; replaced atomically
+        state.json                  which files count, for each of the last rounds; replaced atomically
         round-NNNN-W.safetensors    clients, as in a run folder's checkpoint
-        report-NNNN.safetensors     what was answered to the last order
+        report-NNNN.safetensors     what was answered to the order of a round
 
-A process may die at any point of a round, and a server that was killed asks for the same round again:
+A process may die at any point of a round, a server that was killed asks for the same round again, and one that was
+taken back (`feddlp federate run --from-round`) for an earlier one:
 
     the order is new            the clients go on from where they are
     the order was answered      the report is given again; nobody trains twice
-    the order has changed       the server went back: the clients go back to before that round, and train again
-    the server went back more   refused
+    the order has changed, or is for an earlier round: the clients go back to before that round, and train again
+    the state before it is no longer kept: refused
+
+Every order names the rounds to which the server was ever taken back, so that clients which sat the next rounds out
+follow as well, and an order from before that is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 from uuid import uuid4
 
-import safetensors
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
+from pydantic import Field
 
+from feddlp import tensors
 from feddlp.errors import UserError
 from feddlp.federation.flower.parcels import Parcel, to_bytes
-from feddlp.files import checksum, make_folder, write_atomically
+from feddlp.files import private
 from feddlp.model.adapters import Theta
-from feddlp.records import read_json, tensor_files
+from feddlp.states import KEPT, Commit, History, Piece, Sealed, read, remove_others, write
 
-FORMAT = 1
-Blocks = Sequence[Mapping[str, Any]]
+log = logging.getLogger("feddlp")
 
 
 class BusyError(UserError):
     """Another process works on the same clients."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """state.json."""
+class Kept(Sealed):
+    """state.json"""
 
-    belongs: Mapping[str, str]  # fingerprints of what the state is for
-    round: int = 0  # the next one, counted from 0; the last one that was played is round - 1
-    wave: int = 0
-    before: Blocks = ()  # the clients before round - 1
-    after: Blocks = ()  # the clients now
-    order: str = ""  # digest of the order of round - 1; "" where it has no report
-    report: Mapping[str, str] = field(default_factory=dict)  # its file and checksum
-    format: int = FORMAT
+    belongs: dict[str, str]  # fingerprints of what the state is for
+    history: History = History(commits=(Commit(round=0),))
+
+    @property
+    def last(self) -> Commit:
+        return self.history.last
+
+
+class Identity(Sealed):
+    """node.json"""
+
+    state: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class StateFolder:
@@ -76,35 +82,30 @@ class StateFolder:
             BusyError: another process holds it for longer than `patience` seconds.
             UserError: it cannot be made.
         """
-        with writing(self.path):
-            make_folder(self.path)
-            lock = FileLock(self.path / ".lock")
+        with writing(self.path), private(self.path):
+            lock = FileLock(self.path / ".lock", mode=0o600)
             try:
                 lock.acquire(timeout=patience)
             except Timeout as error:
                 raise BusyError(
                     f"state-dir: {self.path} is in use by another process; give every node a state-dir of its own"
                 ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            try:
+                yield
+            finally:
+                lock.release()
 
     def read(self) -> Kept:
         """What is kept; a beginning where there is nothing.
 
         Raises:
-            UserError: it is damaged, or belongs to something else.
+            UserError: it is damaged, or belongs to something else; or it is missing, and there are tensors.
         """
         file = self.path / "state.json"
-        found = read_json(file)
-        if found is None:
-            return Kept(self.belongs)
-        if found.pop("sha256", None) != checksum(canonical(found)):
-            raise UserError(f"{file} is damaged; restore it from a backup or move {self.path} away")
-        if found["format"] != FORMAT:
-            raise UserError(f"{file} is from another version of feddlp; finish with that one or move {self.path} away")
-        kept = Kept(**found)
+        if (kept := read(file, Kept)) is None:
+            if left := next(self.path.glob("*.safetensors"), None):
+                raise UserError(f"{file} is missing, and {left} is there; restore it, or move {self.path} away")
+            return Kept(belongs=self.belongs)
         for key, value in self.belongs.items():
             if kept.belongs.get(key) != value:
                 raise UserError(
@@ -113,29 +114,66 @@ class StateFolder:
                 )
         return kept
 
-    def commit(self, kept: Kept) -> None:
+    def commit(self, belongs: Mapping[str, str], history: History) -> Kept:
         """From now on this is what counts; files that nobody needs any more go."""
-        table = json.loads(canonical(vars(kept)))
-        write_atomically(self.path / "state.json", canonical({**table, "sha256": checksum(canonical(table))}))
-        needed = {str(block["file"]) for block in (*kept.before, *kept.after)} | {kept.report.get("file", "")}
-        for name in tensor_files(self.path) - needed:
-            (self.path / name).unlink()
-        for unfinished in self.path.glob("*.tmp"):
-            unfinished.unlink()
+        kept = Kept(belongs=dict(belongs), history=history)
+        write(self.path / "state.json", kept)
+        remove_others(self.path, history)
+        return kept
 
-    def keep_report(self, round: int, report: Parcel, order: Parcel) -> dict[str, str]:
+    def add(self, kept: Kept, commit: Commit) -> None:
+        """Commit a round."""
+        self.commit(kept.belongs, kept.history.followed_by(commit, KEPT))
+
+    def follow(self, kept: Kept, undone: Sequence[int]) -> Kept:
+        """Go back as often as the server did.
+
+        Args:
+            undone: the rounds to which it was taken back, one after the other.
+
+        Raises:
+            UserError: that far back is not kept, or the server knows less than the clients.
+        """
+        known = kept.history.undone
+        if tuple(undone[: len(known)]) != known:
+            raise UserError(
+                f"the server has forgotten that it was taken back to round {known[-1]}; restore its run folder, or "
+                f"begin anew with {self.path} moved away"
+            )
+        if len(undone) == len(known):
+            return kept
+        history = kept.history
+        for round in undone[len(known) :]:
+            history = self._back_to(history, round)
+        return self.commit(kept.belongs, history.model_copy(update={"undone": tuple(undone)}))
+
+    def before(self, kept: Kept, round: int) -> Kept:
+        """The clients as they were before a round (from 0); errors as `follow`."""
+        history = self._back_to(kept.history, round)
+        return kept if history is kept.history else self.commit(kept.belongs, history)
+
+    def _back_to(self, history: History, round: int) -> History:
+        if history.last.round <= round:
+            return history
+        if (back := history.back_to(round)) is None:
+            first = history.commits[0].round
+            raise UserError(
+                f"the server asks for round {round + 1}, and here round {history.last.round} was played; round {first} "
+                f"is as far as it can go back (--from-round {first}), or begin anew with {self.path} moved away"
+            )
+        log.warning("the server went back: round %d is taken back to round %d", history.last.round, back.last.round)
+        return back
+
+    def keep_report(self, round: int, report: Parcel, order: Parcel) -> Piece:
         """Write a report, and the shared adapters that came with its order; not yet committed."""
         parts = {"report": report.adapters, "order": order.adapters}
-        tensors = {
-            f"{part}/{name}/{leaf}": value.contiguous()
+        values = {
+            f"{part}/{name}/{leaf}": value
             for part, adapters in parts.items()
             for name, theta in adapters.items()
             for leaf, value in theta.items()
         }
-        content = save(tensors, {"facts": json.dumps(report.facts)})
-        file = f"report-{round:04d}.safetensors"
-        write_atomically(self.path / file, content)
-        return {"file": file, "sha256": checksum(content)}
+        return tensors.write(self.path / f"report-{round:04d}.safetensors", values, {"facts": json.dumps(report.facts)})
 
     def read_report(self, kept: Kept) -> Parcel:
         """The report of the last round, as it was given.
@@ -147,24 +185,18 @@ class StateFolder:
 
     def read_order(self, kept: Kept) -> Mapping[str, Theta]:
         """The shared adapters as they came for the last round; errors as above."""
-        return self._read(kept, "order").adapters if kept.report else {}
+        return self._read(kept, "order").adapters
 
     def _read(self, kept: Kept, part: str) -> Parcel:
-        file = self.path / kept.report["file"]
-        try:
-            content = file.read_bytes()
-            if checksum(content) != kept.report["sha256"]:
-                raise UserError(f"{file} is damaged (its checksum differs); restore it from a backup")
-            with safetensors.safe_open(file, "pt") as opened:
-                facts = json.loads(opened.metadata()["facts"])
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({error}); restore it from a backup") from error
+        if kept.last.tensors is None:
+            return Parcel({})
+        values, about = tensors.read(self.path, kept.last.tensors)
         adapters: dict[str, Theta] = {}
-        for key, value in load(content).items():
+        for key, value in values.items():
             where, name, leaf = key.split("/", 2)
             if where == part:
                 adapters.setdefault(name, {})[leaf] = value
-        return Parcel(facts, adapters)
+        return Parcel(json.loads(about["facts"]), adapters)
 
 
 @contextmanager
@@ -180,20 +212,13 @@ def writing(path: Path) -> Iterator[None]:
 def identity(folder: Path) -> str:
     """What tells this state folder from every other; made when it is first used."""
     file = folder / "node.json"
-    with writing(folder):
-        make_folder(folder)
-        with FileLock(folder / ".lock"):
-            if (found := read_json(file)) is None:
-                found = {"state": uuid4().hex}
-                write_atomically(file, canonical(found))
-    if not isinstance(found.get("state"), str):
-        raise UserError(f"{file} is damaged; restore it from a backup or remove it")
-    return str(found["state"])
-
-
-def canonical(table: Mapping[str, Any]) -> bytes:
-    """The same JSON for the same table."""
-    return json.dumps(table, default=dict, sort_keys=True).encode()
+    with writing(folder), private(folder), FileLock(folder / ".lock", mode=0o600):
+        if (found := read(file, Identity)) is None:
+            if left := next(folder.glob("*/*/state.json"), None):
+                raise UserError(f"{file} is missing, and {left} is there; restore it, or move {folder} away")
+            found = Identity(state=uuid4().hex)
+            write(file, found)
+    return found.state
 
 
 def digest(round: int, chosen: Sequence[int], order: Parcel) -> str:
