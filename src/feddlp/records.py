@@ -310,11 +310,11 @@ class RunFolder:
         """Who holds what, as far as it is known; each time that a run is gone on with."""
         states.write(self.path / "partition.json", Partition(**counts))
 
-    def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
+    def write_left_out(self, images: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""
-        if files:
+        if images:
             table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *files])
+            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *images])
             files.write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
 
     def read_partition(self) -> dict[str, Any] | None:
