@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from feddlp.bench import text as bench_text
 from feddlp.errors import UserError
 from feddlp.experiment import missing_newcomers, missing_rounds
 from feddlp.export import Exported
@@ -96,14 +95,6 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
     out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
     if page:
         out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
-    """A measurement, for people or for machines."""
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_list(dict(bench_text.describe(result)))
 
 
 def print_exported(exported: Exported) -> None:
