@@ -28,9 +28,8 @@ from pydantic import (
 )
 
 from feddlp.data.datasets import FROM_DISK
-from feddlp.data.dealing import Splits
 from feddlp.data.paper_sets import PAPER_SETS
-from feddlp.data.partition import PartitionName
+from feddlp.data.partition import PartitionName, Splits
 from feddlp.data.source import OnBadImage
 from feddlp.errors import UserError, nearest
 from feddlp.hyperparameters import (

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ from torch import Tensor
 
 from feddlp.data.source import PARTS
 from feddlp.randomness import generator
-
-TestSetName = Literal["own", "common"]
 
 
 @dataclass(frozen=True)
