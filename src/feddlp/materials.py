@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,9 +13,10 @@ from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
 from feddlp.data.cache import PixelCache, cache_root, cached_features
+from feddlp.data.csv_tables import table
 from feddlp.data.datasets import Dataset
 from feddlp.data.features import encode_prompts, image_features
-from feddlp.data.folders import one_client
+from feddlp.data.folders import clients, one_client
 from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.partition import split_clients
 from feddlp.data.prompts import Prompts, class_prompts
@@ -29,6 +31,11 @@ from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
 NAMED = 3  # files in a message
+OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
+    "folder": one_client,
+    "clients": partial(clients, least=1),
+    "csv": partial(table, least=1),
+}
 CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
@@ -127,14 +134,19 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     )
 
 
+def find_own(dataset: str) -> Source:
+    """What a site has, be it of one class only; a plain folder is one client's."""
+    kind, _, argument = dataset.partition(":")
+    return OWN[kind](argument) if kind in OWN else datasets.find(dataset)
+
+
 def own_source(config: Config, share: Share) -> Source:
-    """The images of natural clients that are here; a plain folder is one client's, and of all clients some are taken.
+    """The images of natural clients that are here; of all clients some are taken.
 
     Raises:
         UserError: data of more clients than `share` names, or of fewer.
     """
-    kind, _, argument = config.data.dataset.partition(":")
-    source = one_client(argument) if kind == "folder" else datasets.find(config.data.dataset)
+    source = find_own(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
     names = sorted(set(owners))
     if len(names) == share.of > len(share.clients):

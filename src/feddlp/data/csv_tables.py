@@ -27,7 +27,7 @@ class Row(NamedTuple):
     values: dict[str, str]  # of the columns that we know
 
 
-def table(argument: str) -> Source:
+def table(argument: str, least: int = 2) -> Source:
     """csv:FILE with the columns path, label[, client][, split]; paths are relative to the file."""
     if not argument:
         raise UserError("data.dataset=csv needs a file; write data.dataset=csv:FILE")
@@ -37,8 +37,8 @@ def table(argument: str) -> Source:
     refuse_twice(file, rows, pictures)
     labels, columns = [row.values["label"] for row in rows], rows[0].values
     classes = in_order(set(labels))
-    if len(classes) < 2:
-        raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least 2 are needed")
+    if len(classes) < least:
+        raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least {least} are needed")
     place = {name: label for label, name in enumerate(classes)}
     return Source(
         file.stem,

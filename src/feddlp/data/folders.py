@@ -50,10 +50,10 @@ def folder(argument: str) -> Source:
     return Source(root.resolve().name, labels, names, pictures=pictures, ignored=ignored)
 
 
-def clients(argument: str) -> Source:
+def clients(argument: str, least: int = 2) -> Source:
     """clients:PATH, one sub-folder per client, and in each one sub-folder per class."""
     root = existing_folder("clients", argument)
-    return owned(f"clients:{argument}", root, sub_folders(root), lonely(root), least=2)
+    return owned(f"clients:{argument}", root, sub_folders(root), lonely(root), least)
 
 
 def one_client(argument: str) -> Source:

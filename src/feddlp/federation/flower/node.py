@@ -163,7 +163,7 @@ class Node:
         if told != own:
             which = next(key for key in own if not isinstance(told, dict) or told.get(key) != own[key])
             raise UserError(
-                f"the {which} here is not that of the federation; give this node the same checkpoint (checkpoint=PATH)"
+                f"the {which} here is not that of the federation; start this node with the same one: --checkpoint PATH"
             )
 
     def host(self, method: str, folder: StateFolder | None = None) -> Host:
@@ -266,19 +266,24 @@ def what_was_done(facts: Mapping[str, Any]) -> str:
 
 def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Parcel:
     """What a node says to a message; its owner's mistakes, and the disk's, become one line in place of a report."""
-    about = {key: parcel.facts.get(key) for key in ("kind", "experiment", "method", "round")}
+    about: dict[str, Any] = {key: parcel.facts.get(key) for key in ("kind", "experiment", "method", "round")}
     about["node"] = str(node_config.get("name") or node_config.get("clients", ""))
+    if refused := parcel.facts.get("refused"):
+        log.warning("the server does not take this node: %s", one_line(refused))
     try:
         if (version := parcel.facts["version"]) != __version__:
             raise UserError(f"the server has feddlp {version}, this node {__version__}; install the same")
         told = validate(tomllib.loads(parcel.facts["configuration"]))
-        node = Node(read_settings(node_config, environment, told.data.clients), told, parcel.facts)
+        settings = read_settings(node_config, environment, told.data.clients)
+        about["clients"] = list(settings.clients)
+        node = Node(settings, told, parcel.facts)
         said = ANSWERS[parcel.facts["kind"]](node, parcel)
         log.info("run %s: %s", told.name, what_was_done(parcel.facts))
-        return Parcel({**said.facts, **about}, said.adapters)
+        return Parcel({**about, **said.facts}, said.adapters)
     except BusyError as error:
         return Parcel({**about, "problem": str(error), "busy": True})
     except UserError as error:
+        log.error("the server is told: %s", error)
         return Parcel({**about, "problem": one_line(error)})
     except Exception as error:  # this process stays; what the text of such an error holds, nobody knows
         log.exception("%s failed", about["kind"])
