@@ -12,7 +12,8 @@ import torch
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
-from feddlp.data.cache import PixelCache, cache_root, cached_features
+from feddlp.data.cache import PixelCache, cached_features
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.datasets import Dataset
 from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features

@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig
 
 from feddlp.data.batches import Batch
 from feddlp.methods.base import Method
+from feddlp.model import Adapt
 from feddlp.model.adapters import View
-from feddlp.model.backbone import Adapt, towers
+from feddlp.model.backbone import towers
 from feddlp.model.family import family_of, image_tokens
 
 aten = torch.ops.aten

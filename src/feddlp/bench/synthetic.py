@@ -22,7 +22,8 @@ from feddlp.data.batches import ClientData
 from feddlp.data.features import image_features
 from feddlp.data.prompts import Prompts
 from feddlp.federation.host import FederatedData
-from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model import Adapt
+from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_config
 from feddlp.model.family import END_OF_TEXT, family_of
 from feddlp.randomness import generator

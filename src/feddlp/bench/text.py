@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-GIGA, MIB = 1e9, 2**20
+from feddlp.files import MIB
+
+GIGA = 1e9
 
 
 def describe(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

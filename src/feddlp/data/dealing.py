@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from feddlp.data.partition import PartitionName, partition
 from feddlp.data.source import Part
 from feddlp.data.splits import ClientSplit, TestSetName, hold_out, split
 from feddlp.errors import UserError
-
-Splits = Literal["merged", "official"]
 
 
 def deal(

@@ -26,6 +26,7 @@ import numpy as np
 from feddlp.errors import UserError
 
 PartitionName = Literal["dirichlet", "pathological", "iid", "few_shot_iid", "few_shot_pathological", "natural"]
+Splits = Literal["merged", "official"]
 MAX_TRIES = 1000
 
 

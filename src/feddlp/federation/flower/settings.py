@@ -69,11 +69,13 @@ class NodeSettings:
         """
         from feddlp.data.datasets import find  # what a command that only passes settings on does not need
         from feddlp.federation.flower.statefolder import identity
-        from feddlp.materials import pick_device
 
         if self.data:
             find(self.data)
-        pick_device(self.device or "auto")
+        if self.device not in ("", "auto", "cpu"):
+            from feddlp.materials import pick_device  # PyTorch knows which devices there are
+
+            pick_device(self.device)
         identity(self.state_dir)
 
     def localised(self, config: Config) -> Config:
