@@ -11,7 +11,7 @@ import torch
 from feddlp import materials as module
 from feddlp.config import validate
 from feddlp.data import datasets
-from feddlp.data.partition import split_clients
+from feddlp.data.splits import split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.rounds import Federation

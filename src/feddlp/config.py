@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -45,9 +45,11 @@ from feddlp.hyperparameters import (
     rounds_of,
 )
 from feddlp.methods import registry
-from feddlp.methods.base import Method
-from feddlp.model.backbone import Adapt
+from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
+
+if TYPE_CHECKING:
+    from feddlp.methods.base import Method
 
 Table = dict[str, Any]
 
@@ -86,18 +88,9 @@ def gibibytes(value: Any) -> Any:
 
 
 PLACES = (
-    *(
-        "name",
-        "runs_dir",
-        "preset",
-        "data.dataset",
-        "data.on_bad_image",
-        "model.checkpoint",
-        "model.device",
-        "training.rounds",
-    ),
-    *("training.memory_limit", "training.wave", "training.client_store"),
-)
+    "name", "runs_dir", "preset", "data.dataset", "data.on_bad_image", "model.checkpoint", "model.device",
+    "training.rounds", "training.memory_limit", "training.wave", "training.client_store",
+)  # fmt: skip
 """Keys that may change without changing the results of a round (but for rounding)."""
 
 
@@ -294,14 +287,27 @@ def validate(table: Table) -> Config:
     Raises:
         UserError: one line that names the first wrong key.
     """
+    config = fill_in(check_sections(table))
+    config.build_methods()
+    return config
+
+
+def recorded_config(path: Path) -> Config:
+    """The config.toml of a run folder, complete as `Config.to_toml` wrote it; its methods are not built."""
+    return check_sections(read_table(path))
+
+
+def check_sections(table: Table) -> Config:
+    """A configuration, all checked but the hyper-parameters of the methods.
+
+    Raises:
+        UserError: one line that names the first wrong key.
+    """
     try:
-        config = Config(**table)
+        return Config(**table)
     except ValidationError as error:
         methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
         raise UserError(explain(error, "", valid_keys() | methods)) from error
-    config = fill_in(config)
-    config.build_methods()
-    return config
 
 
 def fill_in(config: Config) -> Config:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from feddlp.methods.base import Method
 from feddlp.model.adapters import Site
 
-MIB = 2**20
-
 
 def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:
     """Parameters that one client trains, by adapter."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +11,7 @@ from feddlp.config import Config, load_config
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import Clients, Federation, planned_rounds
+from feddlp.federation.rounds import Clients, Federation
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
@@ -162,26 +161,3 @@ def resume(path: Path, reporter: Reporter) -> RunFolder:
     config = load_config(folder.config)
     execute(Entry(folder, config), preparation.prepare(config, reporter), reporter)
     return folder
-
-
-def missing_rounds(folder: RunFolder, config: Config | None = None) -> str:
-    """What a run has still to play, for example "feddlp 3, local 12 rounds"; empty when it is finished.
-
-    Args:
-        config: what it should hold; as its own configuration says where left out.
-    """
-    config = config or load_config(folder.config)
-    played = Counter(row["method"] for row in folder.read_rounds())
-    gaps = {
-        name: planned_rounds(method, config.training.rounds) - played[name]
-        for name, method in config.build_methods().items()
-    }
-    listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items() if gap > 0)
-    return f"{listed} rounds" if listed else ""
-
-
-def missing_newcomers(folder: RunFolder, config: Config | None = None) -> str:
-    """The methods that the newcomers have not joined yet, for example "feddlp, local"; arguments as above."""
-    config = config or load_config(folder.config)
-    joined = folder.read_newcomers() if config.data.newcomers else config.methods
-    return ", ".join(name for name in config.methods if name not in joined)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+MIB = 2**20
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file as `write_whole` does, and have it survive a power cut as well."""

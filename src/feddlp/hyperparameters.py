@@ -18,14 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from feddlp.errors import UserError, nearest
-from feddlp.methods import registry
-from feddlp.methods.base import Method
+from feddlp.methods import registry, summaries
 from feddlp.model.hub import EMBEDDED
+
+if TYPE_CHECKING:
+    from feddlp.methods.base import Method
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder's name
@@ -55,8 +57,7 @@ def variants() -> dict[str, Table]:
 
 def descriptions() -> dict[str, str]:
     """One line for each method, from its docstring, and for each variant."""
-    methods = {name: (method.__doc__ or "").splitlines()[0] for name, method in registry().items()}
-    return methods | {name: table["summary"] for name, table in variants().items()}
+    return summaries() | {name: table["summary"] for name, table in variants().items()}
 
 
 def known_names(tables: Mapping[str, Any]) -> list[str]:

@@ -30,8 +30,9 @@ from feddlp.errors import UserError, nearest
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
+from feddlp.model import Adapt
 from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Theta
-from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
 from feddlp.trained import ClientModel, Rule, has_both_factors

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feddlp.errors import UserError
-from feddlp.model.backbone import Adapt
+from feddlp.model import Adapt
 
 FILE = "feddlp.json"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,16 +11,14 @@ import torch
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
-from feddlp.data.cache import PixelCache, cache_root, cached_features
-from feddlp.data.csv_tables import table
+from feddlp.data.cache import PixelCache, cached_features
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.datasets import Dataset
 from feddlp.data.features import encode_prompts, image_features
-from feddlp.data.folders import clients, one_client
 from feddlp.data.paper_sets import TEMPLATES
-from feddlp.data.partition import split_clients
 from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.data.source import PARTS, LeftOut, Source
-from feddlp.data.splits import ClientSplit, class_counts
+from feddlp.data.splits import ClientSplit, class_counts, split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
@@ -31,11 +28,6 @@ from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
 NAMED = 3  # files in a message
-OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
-    "folder": one_client,
-    "clients": partial(clients, least=1),
-    "csv": partial(table, least=1),
-}
 CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
@@ -134,19 +126,13 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     )
 
 
-def find_own(dataset: str) -> Source:
-    """What a site has, be it of one class only; a plain folder is one client's."""
-    kind, _, argument = dataset.partition(":")
-    return OWN[kind](argument) if kind in OWN else datasets.find(dataset)
-
-
 def own_source(config: Config, share: Share) -> Source:
     """The images of natural clients that are here; of all clients some are taken.
 
     Raises:
         UserError: data of more clients than `share` names, or of fewer.
     """
-    source = find_own(config.data.dataset)
+    source = datasets.find_own(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
     names = sorted(set(owners))
     if len(names) == share.of > len(share.clients):

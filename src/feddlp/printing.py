@@ -7,20 +7,21 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from feddlp.completeness import missing_newcomers, missing_rounds
 from feddlp.errors import UserError
-from feddlp.experiment import missing_newcomers, missing_rounds
-from feddlp.export import Exported
 from feddlp.files import write_atomically
-from feddlp.inference import ClassScore, Prediction
 from feddlp.records import TAKEN, RunFolder
-from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
+
+if TYPE_CHECKING:
+    from feddlp.export import Exported
+    from feddlp.inference import ClassScore, Prediction
 
 
 def printer(console: Console) -> Console:
@@ -61,6 +62,8 @@ def unfinished(folder: RunFolder) -> str:
 
 def print_finished(folder: RunFolder, console: Console) -> None:
     """The tables of a run that came to its end, and its page."""
+    from feddlp.report.page import write_report
+
     write_report([folder], page_of(folder))
     print_again(folder, console)
 
@@ -135,6 +138,8 @@ def prediction_object(one: Prediction) -> dict[str, Any]:
 
 def scores(found: Sequence[ClassScore], form: str) -> str:
     """Accuracy in all and class by class, in %, as text, CSV or JSON."""
+    from feddlp.inference import ClassScore
+
     total = ClassScore("all", sum(one.images for one in found), sum(one.correct for one in found))
     if form == "json":
         objects = [score_object(one) for one in found]

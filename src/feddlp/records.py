@@ -32,16 +32,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
-from torch import Tensor
 
 from feddlp.errors import UserError
 from feddlp.files import append, checksum, make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 3
 TAKEN = "taken"  # in environment.json: from which node's folder the models came
@@ -56,6 +56,8 @@ CLIENT_COLUMNS = (
 
 def environment() -> dict[str, Any]:
     """What else decides the numbers: versions, machine, threads."""
+    import torch
+
     packages = ("feddlp", "torch", "transformers", "numpy", "pillow", "safetensors")
     return {
         "python": platform.python_version(),
@@ -201,6 +203,8 @@ class RunFolder:
             clients: the client files that belong to it, written before: "file", "sha256", and what else is of use.
             wave: clients side by side.
         """
+        from safetensors.torch import save
+
         folder = self.checkpoint(method)
         make_folder(folder)
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
@@ -235,6 +239,8 @@ class RunFolder:
         """
         if (state := self.checkpoint_state(method)) is None:
             return None
+        from safetensors.torch import load
+
         file = self.checkpoint(method) / state["file"]
         try:
             content = file.read_bytes()

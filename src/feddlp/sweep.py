@@ -25,9 +25,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from feddlp import materials as preparation
+from feddlp.completeness import missing_newcomers, missing_rounds
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, missing_newcomers, missing_rounds, open_folder, play
+from feddlp.experiment import Entry, Reporter, open_folder, play
 from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE

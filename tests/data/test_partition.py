@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from feddlp.config import DataConfig, load_config
 from feddlp.data import partition as module
-from feddlp.data.partition import MAX_TRIES, Samples, split_clients
-from feddlp.data.splits import split
+from feddlp.data.partition import MAX_TRIES, Samples
+from feddlp.data.splits import split, split_clients
 from feddlp.errors import UserError
 
 DTD = np.repeat(np.arange(47), 120)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feddlp.config import DataConfig
-from feddlp.data.partition import Samples, partition, split_clients
-from feddlp.data.splits import ClientSplit, split
+from feddlp.data.partition import Samples, partition
+from feddlp.data.splits import ClientSplit, split, split_clients
 from feddlp.errors import UserError
 
 DTD = np.repeat(np.arange(47), 120)

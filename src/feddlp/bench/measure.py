@@ -28,7 +28,8 @@ from feddlp.bench.synthetic import Workload, find_device, model_config
 from feddlp.config import TrainingConfig
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.rounds import Federation
-from feddlp.memory import MIB, peak_mib, reset_peak
+from feddlp.files import MIB
+from feddlp.memory import peak_mib, reset_peak
 from feddlp.records import environment
 from feddlp.training.cohort import Cohort, Slot
 

@@ -11,7 +11,7 @@ from feddlp.config import apply_override
 from feddlp.errors import UserError
 from feddlp.hyperparameters import CHECKED, build_method, explain
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Adapt
+from feddlp.model import Adapt
 from feddlp.training.losses import Objective
 
 MOST_CLIENTS = 10

@@ -26,7 +26,8 @@ from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
 from feddlp.materials import pick_device
 from feddlp.methods.base import Method
-from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model import Adapt
+from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_config
 from feddlp.model.family import END_OF_TEXT, family_of
 from feddlp.randomness import generator

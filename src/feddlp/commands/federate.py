@@ -79,7 +79,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     """A federation around a run folder, its progress, and in the end its tables."""
     with needing("federate", "flower"):
         from feddlp.federation.flower.local import federation
-    from feddlp.experiment import missing_rounds
+    from feddlp.completeness import missing_rounds
     from feddlp.printing import print_again, print_finished
     from feddlp.records import RunFolder
 

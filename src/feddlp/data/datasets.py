@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from feddlp.data.csv_tables import table
-from feddlp.data.folders import clients, folder
-from feddlp.data.glyphs import glyphs
+from feddlp.data.folders import clients, folder, one_client
 from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
@@ -30,6 +27,8 @@ from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,13 @@ def digits(argument: str) -> Source:
     return Source("digits", bunch.target.tolist(), names, "a photo of the digit {}.", blocks=chunks)
 
 
+def glyphs(argument: str) -> Source:
+    """glyphs:COUNT, rendered digits, letters and signs for tests of speed and scale; tiny-clip has learnt from such."""
+    from feddlp.data.glyphs import rendered
+
+    return rendered(argument)
+
+
 SOURCES: dict[str, Callable[[str], Source]] = {
     "digits": digits,
     "folder": folder,
@@ -78,6 +84,11 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "glyphs": glyphs,
 }
 FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
+OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
+    "folder": one_client,
+    "clients": partial(clients, least=1),
+    "csv": partial(table, least=1),
+}
 
 
 def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
@@ -105,6 +116,12 @@ def find(dataset: str) -> Source:
     return SOURCES[kind](argument)
 
 
+def find_own(dataset: str) -> Source:
+    """What a site has, be it of one class only; a plain folder is one client's."""
+    kind, _, argument = dataset.partition(":")
+    return OWN[kind](argument) if kind in OWN else find(dataset)
+
+
 def load(
     source: Source,
     resize: Resize,
@@ -122,6 +139,8 @@ def load(
     Raises:
         UserError: pictures that cannot be read, or a class that has no others.
     """
+    import torch
+
     pixels = render(source, resize, progress) if source.blocks else prepare(source.pictures, resize, progress)
     left_out = [LeftOut(source.pictures[index].name, reason) for index, reason in pixels.bad]
     if left_out and on_bad_image == "error":
@@ -159,6 +178,8 @@ def check_kept(source: Source, kept: Source) -> None:
 
 def render(source: Source, resize: Resize, progress: Progress) -> Pixels:
     """The images of a source that makes them on the spot."""
+    import torch
+
     total, done = len(source.labels), 0
     images = torch.empty(0, dtype=torch.uint8)
     for block in source.blocks() if source.blocks else ():
@@ -176,9 +197,9 @@ def at_model_size(block: Block, resize: Resize) -> Tensor:
 
     Images of one size are all treated alike, so where the first is left as it is the others need not be asked for.
     """
-    if not isinstance(block, Tensor):
+    if isinstance(block, Sequence):
         return resize(block)
-    if torch.equal(resize(to_pictures(block[:1])), block[:1]):
+    if resize(to_pictures(block[:1])).equal(block[:1]):
         return block
     return resize(to_pictures(block))
 

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from feddlp.errors import UserError
-from feddlp.model import pixels
-from feddlp.model.backbone import Adapt, Backbone, trained_dtype
+from feddlp.model import Adapt, pixels
+from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.family import FAMILIES, family_of, temperature
 from feddlp.model.hub import CONFIG, UnusableError, find_folder, first_line, weights_file
 

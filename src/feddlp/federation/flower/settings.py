@@ -67,14 +67,15 @@ class NodeSettings:
         Raises:
             UserError: one of them cannot be used.
         """
-        from feddlp.federation.flower.statefolder import (
-            identity,  # what a command that passes settings on does not need
-        )
-        from feddlp.materials import find_own, pick_device
+        from feddlp.data.datasets import find_own  # what a command that only passes settings on does not need
+        from feddlp.federation.flower.statefolder import identity
 
         if self.data:
             find_own(self.data)
-        pick_device(self.device or "auto")
+        if self.device not in ("", "auto", "cpu"):
+            from feddlp.materials import pick_device  # PyTorch knows which devices there are
+
+            pick_device(self.device)
         identity(self.state_dir)
 
     def localised(self, config: Config) -> Config:
