@@ -31,7 +31,7 @@ from feddlp.data.datasets import FROM_DISK
 from feddlp.data.dealing import Splits
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName
-from feddlp.data.source import OnBadImage
+from feddlp.data.source import OnBadImage, Resizing
 from feddlp.errors import UserError, nearest
 from feddlp.hyperparameters import (
     CHECKED,
@@ -43,7 +43,7 @@ from feddlp.hyperparameters import (
     explain,
     options_model,
     resolve_preset,
-    rounds_of,
+    sections_of,
 )
 from feddlp.methods import registry
 from feddlp.methods.base import Method
@@ -122,6 +122,10 @@ class DataConfig(Section):
         "error", description="what becomes of images that cannot be read: an error, or left out and listed"
     )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
+    train_template: str = Field("", description="prompt for training alone; empty = the same as for scoring")
+    resize: Resizing = Field(
+        "crop", description="crop = as the checkpoint's image processor does; squash = to a square, nothing cut off"
+    )
     partition: PartitionName = Field(
         "dirichlet",
         description="dirichlet, pathological, iid, few_shot_iid, few_shot_pathological, or natural = as the data say",
@@ -306,11 +310,14 @@ def validate(table: Table) -> Config:
 
 
 def fill_in(config: Config) -> Config:
-    """What the preset decides outside of the methods: the rounds, where they were left open."""
-    rounds = rounds_of(resolve_preset(config.preset, config.model.checkpoint))
-    if "rounds" in config.training.model_fields_set or not rounds:
-        return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"rounds": rounds})})
+    """What the preset decides outside of the methods, where it was left open."""
+    changed = {}
+    for name, keys in sections_of(resolve_preset(config.preset, config.model.checkpoint)).items():
+        section = getattr(config, name)
+        changed[name] = section.model_copy(
+            update={key: value for key, value in keys.items() if key not in section.model_fields_set}
+        )
+    return config.model_copy(update=changed)
 
 
 def read_table(path: Path) -> Table:
@@ -325,7 +332,13 @@ def read_table(path: Path) -> Table:
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
-    table = read_table(path) if path else tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
+    if path:
+        return overridden(read_table(path), overrides)
+    table = tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
+    asked = [text.strip() for key, _, text in (word.partition("=") for word in overrides) if key.strip() == "preset"]
+    for section, keys in sections_of(asked[-1] if asked else "auto").items():
+        for key in keys:  # a preset that was asked for counts more than the demo
+            table[section].pop(key, None)
     return overridden(table, overrides)
 
 
