@@ -45,7 +45,7 @@ from feddlp.hyperparameters import (
     resolve_preset,
     sections_of,
 )
-from feddlp.methods import registry
+from feddlp.methods import find_again, own_files, registry
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Adapt
 from feddlp.model.hub import EMBEDDED
@@ -198,8 +198,19 @@ class DeploymentConfig(Section):
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
 
 
+class OwnMethod(Section):
+    """A method that is not the package's."""
+
+    file: str
+    sha256: str
+
+
 class Config(Section):
-    """A complete run."""
+    """A complete run.
+
+    `own_methods` is written by a run and read when it is gone on with, on this machine alone: code is never loaded from
+    where somebody else's configuration says.
+    """
 
     name: Annotated[str, BeforeValidator(lambda value: str(value))] = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name"
@@ -215,6 +226,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
+    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -238,7 +250,16 @@ class Config(Section):
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
         table.pop("deployment")
+        table.pop("own_methods", None)
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
+
+    def own_files(self) -> dict[str, dict[str, str]]:
+        """The methods that are not the package's, as they are now: file and digest."""
+        return own_files({base_of(name, self.method) for name in self.methods})
+
+    def code(self) -> str:
+        """A digest of these files; "" where all methods are the package's."""
+        return " ".join(about["sha256"] for about in self.own_files().values())
 
     def to_toml(self) -> str:
         """Every key with its value, method fields included: a file that runs this again."""
@@ -247,6 +268,9 @@ class Config(Section):
             name: ({} if name in registry() else {"variant_of": base_of(name, self.method)}) | asdict(method)
             for name, method in self.build_methods().items()
         }
+        table["own_methods"] = self.own_files()
+        if not table["own_methods"]:
+            del table["own_methods"]
         return tomli_w.dumps(table)
 
 
@@ -293,8 +317,8 @@ def depth(override: str) -> int:
     return override.partition("=")[0].count(".")
 
 
-def validate(table: Table) -> Config:
-    """A checked configuration.
+def validate(table: Table, own: bool = False) -> Config:
+    """A checked configuration. own: it lies on this machine, and may say where methods are
 
     Raises:
         UserError: one line that names the first wrong key.
@@ -304,6 +328,8 @@ def validate(table: Table) -> Config:
     except ValidationError as error:
         methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
         raise UserError(explain(error, "", valid_keys() | methods)) from error
+    if own:
+        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
     config = fill_in(config)
     config.build_methods()
     return config
@@ -333,7 +359,7 @@ def read_table(path: Path) -> Table:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
     if path:
-        return overridden(read_table(path), overrides)
+        return overridden(read_table(path), overrides, own=True)
     table = tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
     asked = [text.strip() for key, _, text in (word.partition("=") for word in overrides) if key.strip() == "preset"]
     for section, keys in sections_of(asked[-1] if asked else "auto").items():
@@ -342,8 +368,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return overridden(table, overrides)
 
 
-def overridden(table: Table, overrides: Sequence[str]) -> Config:
-    """A checked configuration, with overrides on top."""
+def overridden(table: Table, overrides: Sequence[str], own: bool = False) -> Config:
+    """A checked configuration, with overrides on top; own as in `validate`."""
     for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
-    return validate(table)
+    return validate(table, own)
