@@ -38,7 +38,7 @@ class Listener:
 def model_loaded_once(backbones, digits):
     """The embedded model, the digits and their features are the same for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_backbone", lambda checkpoint, adapt, device, dtype: backbones[adapt])
+        patch.setattr(module, "load_backbone", lambda checkpoint, adapt, *rest: backbones[adapt])
         patch.setattr(datasets, "load", lambda source, resize, report, **options: digits)
         features = torch.zeros(len(digits.labels), 96)
         patch.setattr(module, "image_features", lambda backbone, images, report: features)

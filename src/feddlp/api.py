@@ -91,7 +91,8 @@ class Run:
     @cached_property
     def _backbone(self) -> Backbone:
         model, fingerprint = self.config.model, self.folder.read_environment().get("backbone", "")
-        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, pick_device("auto"))
+        device, resizing = pick_device("auto"), self.config.data.resize
+        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, device, resizing)
 
 
 def run(config: Config | None = None, reporter: Reporter | None = None) -> Run:

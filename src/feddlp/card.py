@@ -28,6 +28,7 @@ def model_card(
         "Data": f"{manifest.data}, {len(manifest.class_names)} classes, {config.data.clients} clients "
         f"(partition: {config.data.partition})",
         "Prompt": f"`{manifest.template}`",
+        "Images": f"{manifest.resize} (data.resize)",
         "Method": f"{model.method}, {'its own model' if model.which == 'local' else 'the shared adapter'}, "
         f"seed {model.seed}, after round {model.round} of {config.training.rounds}",
         "Accuracy": accuracy(folder, model),

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from feddlp.data.source import Resizing
 from feddlp.errors import UserError
 from feddlp.model import Adapt
 
@@ -19,6 +20,7 @@ class Manifest(BaseModel):
     Attributes:
         checkpoint: the base, as `model.checkpoint` named it; "." where the folder itself is a whole checkpoint.
         dtype: of the base's weights in the run.
+        resize: how images come to the model's size, as `data.resize`.
         backbone: fingerprint of the base in that dtype.
         client_name: what the data call the client; "" where they do not.
         adapter: "local", the client's own model; "global", the shared adapter.
@@ -30,6 +32,7 @@ class Manifest(BaseModel):
     checkpoint: str
     adapt: Adapt
     dtype: Literal["float32", "bfloat16", "float64"]
+    resize: Resizing = "crop"
     backbone: str
     class_names: list[str]
     template: str

@@ -96,8 +96,12 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
         config.model.adapt,
         pick_device(config.model.device),
         getattr(torch, config.model.dtype),
+        config.data.resize,
     )
     encoded = encode_prompts(backbone, prompts)
+    if config.data.train_template:
+        learned = encode_prompts(backbone, class_prompts(class_names, config.data.train_template))
+        encoded = replace(encoded, training=learned)
     dataset = open_images(config, source, backbone, reporter)
     if dataset.left_out:
         splits = split_clients(dataset.labels, config.data, dataset.clients, dataset.parts, ids)

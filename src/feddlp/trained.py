@@ -146,7 +146,7 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
     for name, kind, leaf in (key.split("/") for key in state if "/theta/" in key):
         own.setdefault(name, {})[leaf] = state[f"{name}/{kind}/{leaf}"]
     server: dict[str, Theta] = {}
-    for name, leaf in (key.split("/")[2:] for key in found[1] if key.startswith("server/shared/")):
+    for name, leaf in (key.split("/", 3)[2:] for key in found[1] if key.startswith("server/shared/")):
         server.setdefault(name, {})[leaf] = found[1][f"server/shared/{name}/{leaf}"]
     return found[0], own, server
 
@@ -225,10 +225,13 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
     if not algorithm.shared:
         raise UserError(f"--adapter global: {method} shares nothing; leave --adapter out for the client's own model")
     name = algorithm.shared[0]
-    received = {leaf: value[None] for leaf, value in server[name].items()}
-    if absent and isinstance(algorithm.adapters()[name], LoRA) and not has_both_factors(received):
+    if not absent:  # where a part never travels, the client's
+        received = algorithm.take(name, theta[name], server[name])
+        return replace(model, which="global", theta={name: theta[name] | received}, view=name)
+    whole = {leaf: value[None] for leaf, value in server[name].items()}
+    adapts = isinstance(algorithm.adapters()[name], LoRA)
+    if type(algorithm).take is not Method.take or (adapts and not has_both_factors(whole)):
         raise UserError(f"--client {client} never took part, and not all of {method} travels; choose another client")
-    whole = theta.get(name, {}) | received  # where a part never travels, the client's
     return replace(model, which="global", theta={name: whole}, view=name)
 
 
