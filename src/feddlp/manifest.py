@@ -42,6 +42,13 @@ class Manifest(BaseModel):
     adapter: Literal["local", "global"]
 
     @property
+    def owner(self) -> str:
+        """Whose model it is; a client by its number and, where the data name it, by its name."""
+        if self.adapter == "global":
+            return "the server"
+        return f"client {self.client}{f' ({self.client_name})' if self.client_name else ''}"
+
+    @property
     def merged(self) -> bool:
         return self.checkpoint == "."
 

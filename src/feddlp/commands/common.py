@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.errors import UserError
-from feddlp.progress import PlainReporter, make_reporter
+from feddlp.progress import Console, PlainReporter, make_reporter
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]

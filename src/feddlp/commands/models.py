@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import Debug, RunPath, SomeFailed, named, quiet_libraries
 from feddlp.errors import UserError
-from feddlp.progress import PlainReporter, make_reporter
+from feddlp.progress import Console, PlainReporter, make_reporter
 
 if TYPE_CHECKING:
     from feddlp.inference import Prediction

@@ -24,6 +24,7 @@ from feddlp.federation.host import Report, Roster
 from feddlp.federation.results import Found
 from feddlp.federation.waves import Wave
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
+from feddlp.names import printable
 
 SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
 MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
@@ -83,7 +84,7 @@ class Begun(Checked):
 def one_line(said: object) -> str:
     """What somebody else says, for the record: printable, on one line, and not endless."""
     text = str(said)[: 2 * MOST_SAID] if isinstance(said, str | Exception) else short(said)
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
 
 

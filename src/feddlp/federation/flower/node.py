@@ -37,6 +37,7 @@ from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
+from feddlp.progress import shown
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -295,7 +296,7 @@ def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envel
 
 def set_up() -> None:
     """For a process that answers: one log for all that it says, and memory that is used again."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="feddlp: %(message)s")
+    logging.basicConfig(stream=shown(sys.stderr), level=logging.INFO, format="feddlp: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keep_freed_memory()
     quiet_libraries()
