@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feddlp.errors import UserError
+from feddlp.files import read_given
 from feddlp.model.backbone import Adapt
 
 FILE = "feddlp.json"
@@ -49,6 +50,10 @@ class Manifest(BaseModel):
         return f"client {self.client}{f' ({self.client_name})' if self.client_name else ''}"
 
     @property
+    def about(self) -> str:
+        return f"{self.method} of {self.owner} after round {self.round}"
+
+    @property
     def merged(self) -> bool:
         return self.checkpoint == "."
 
@@ -61,7 +66,7 @@ class Manifest(BaseModel):
         """
         file = folder / FILE
         try:
-            return cls.model_validate_json(file.read_bytes())
+            return cls.model_validate_json(read_given(file))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a folder that `feddlp export` wrote (it has no readable {FILE}); check the path"

@@ -77,4 +77,8 @@ def read_classes(given: str, written: Iterable[str]) -> dict[str, str]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Classes by number where all are numbers, else by name; the same in every source and in a federation."""
     found = sorted(names)
-    return sorted(found, key=Decimal) if all(name.removeprefix("-").isdecimal() for name in found) else found
+    return sorted(found, key=Decimal) if are_numbers(found) else found
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    return all(name.removeprefix("-").isdecimal() for name in names)

@@ -76,7 +76,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """ "0,1,42" -> (0, 1, 42)"""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
+    if not all(part.strip().isdecimal() and len(part) < 20 for part in text.split(",")):
         raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
     return tuple(int(part) for part in text.split(","))
 

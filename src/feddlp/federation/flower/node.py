@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -24,7 +23,8 @@ from torch import Tensor
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
-from feddlp.config import Config, validate
+from feddlp.config import Config, parse_toml, validate
+from feddlp.data.features import AlikeError
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import check_adapters, frozen, one_line
@@ -93,7 +93,7 @@ class Node:
         try:
             return self._prepared()
         except UserError as error:
-            if self.settings.tell_problems:
+            if self.settings.tell_problems or isinstance(error, AlikeError):
                 raise
             log.error("%s", error)
             raise UserError("its images or its checkpoint cannot be used; its log says why") from error
@@ -272,7 +272,7 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
     try:
         if (version := parcel.facts["version"]) != __version__:
             raise UserError(f"the server has feddlp {version}, this node {__version__}; install the same")
-        told = validate(tomllib.loads(parcel.facts["configuration"]))
+        told = validate(parse_toml(parcel.facts["configuration"]))
         node = Node(read_settings(node_config, environment, told.data.clients), told, parcel.facts)
         said = ANSWERS[parcel.facts["kind"]](node, parcel)
         log.info("run %s: %s", told.name, what_was_done(parcel.facts))
