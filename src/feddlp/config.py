@@ -32,6 +32,7 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName, Splits
 from feddlp.data.source import OnBadImage, Resizing
 from feddlp.errors import UserError, nearest
+from feddlp.files import read_given
 from feddlp.hyperparameters import (
     CHECKED,
     PresetName,
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from feddlp.methods.base import Method
 
 Table = dict[str, Any]
+MOST_TOML = 2**20
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
+"""One of a hundred parts: the time that the library takes grows with their square."""
 
 
 def split_names(value: Any) -> Any:
@@ -263,7 +268,10 @@ class Config(Section):
         table["own_methods"] = self.own_files()
         if not table["own_methods"]:
             del table["own_methods"]
-        return tomli_w.dumps(table)
+        text = tomli_w.dumps(table)
+        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+            raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
+        return text
 
 
 def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, list[str]]:
@@ -278,9 +286,25 @@ def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, 
 def parse_value(text: str) -> Any:
     """A TOML value; what is none is taken as a string, so that words need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
+
+
+def parse_toml(text: str) -> Table:
+    """TOML, as far as it is of a size and depth that the library reads within seconds.
+
+    Raises:
+        ValueError: it is not TOML, or too long or too deep.
+    """
+    if len(text) > MOST_TOML:
+        raise ValueError(f"more than {MOST_TOML:,} characters")
+    try:
+        if LONG_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def apply_override(table: Table, override: str) -> None:
@@ -319,7 +343,7 @@ def validate(table: Table, own: bool = False) -> Config:
     if own:
         find_again({name: about.model_dump() for name, about in config.own_methods.items()})
     config = fill_in(config)
-    config.build_methods()
+    config.to_toml()
     return config
 
 
@@ -355,10 +379,10 @@ def fill_in(config: Config) -> Config:
 def read_table(path: Path) -> Table:
     """A TOML file as a dictionary."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_given(path, MOST_TOML).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the encoding too
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feddlp.data.source import Resizing
 from feddlp.errors import UserError
+from feddlp.files import read_given
 from feddlp.model import Adapt
 
 FILE = "feddlp.json"
@@ -45,6 +46,17 @@ class Manifest(BaseModel):
     adapter: Literal["local", "global"]
 
     @property
+    def owner(self) -> str:
+        """Whose model it is; a client by its number and, where the data name it, by its name."""
+        if self.adapter == "global":
+            return "the server"
+        return f"client {self.client}{f' ({self.client_name})' if self.client_name else ''}"
+
+    @property
+    def about(self) -> str:
+        return f"{self.method} of {self.owner} after round {self.round}"
+
+    @property
     def merged(self) -> bool:
         return self.checkpoint == "."
 
@@ -57,7 +69,7 @@ class Manifest(BaseModel):
         """
         file = folder / FILE
         try:
-            return cls.model_validate_json(file.read_bytes())
+            return cls.model_validate_json(read_given(file))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a folder that `feddlp export` wrote (it has no readable {FILE}); check the path"

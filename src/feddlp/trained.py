@@ -26,6 +26,7 @@ from feddlp.model.adapters import LoRA, Theta, View, sites_of
 from feddlp.records import ROSTER, RunFolder
 from feddlp.report.sweeps import is_sweep, run_folders
 
+MOST_DIGITS = 10  # of a client's number
 Which = Literal["local", "global"]
 Rule = Callable[[Forward, Batch], Tensor]
 """How a model predicts: logits [K, B, C]."""
@@ -170,17 +171,27 @@ def unchanged(folder: RunFolder, method: str) -> Iterator[None]:
 
 
 def number_of(folder: RunFolder, client: int | str) -> int:
-    """A client by its number or, where the data name the clients, by its name.
+    """A client by its number or, where the data name the clients, by its name; number:N and name:NAME say which.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or two clients.
     """
+    if isinstance(client, int):
+        return client
     names = names_of(folder)
-    if isinstance(client, int) or client in names:
-        return client if isinstance(client, int) else names.index(client)
-    if not client.isdecimal():
-        raise UserError(f"--client {client} is no number{', and ' + nearest(client, names) if names else ''}")
-    return int(client)
+    number, name = client.removeprefix("number:"), client if client in names else client.removeprefix("name:")
+    numbered = int(number) if number.isdecimal() and len(number) < MOST_DIGITS else None
+    if name not in names:
+        if numbered is None:
+            raise UserError(f"--client {client} is no number{', and ' + nearest(client, names) if names else ''}")
+        return numbered
+    named = names.index(name)
+    if numbered is not None and named != numbered < len(names):
+        raise UserError(
+            f"--client {client} is client {numbered} ({names[numbered]}) by its number, and client {named} "
+            f"({names[named]}) by its name; write number:{client} or name:{client}"
+        )
+    return named
 
 
 def names_of(folder: RunFolder) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import (
     Debug,
@@ -21,6 +20,7 @@ from feddlp.commands.common import (
     split_words,
 )
 from feddlp.errors import UserError
+from feddlp.progress import Console
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 

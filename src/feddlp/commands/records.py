@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import Debug, RunPath, quiet_libraries
+from feddlp.progress import Console
 
 
 def report(

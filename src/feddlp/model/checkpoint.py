@@ -24,6 +24,7 @@ from feddlp.model.family import FAMILIES, family_of, temperature
 from feddlp.model.hub import CONFIG, UnusableError, find_folder, first_line, weights_file
 
 BILINEAR = 2  # as Pillow counts
+MOST_LAYERS = 1_000  # making more takes hours, and nobody has trained such a tower
 NAFLEX = (
     "it is a SigLIP2 with NaFlex, which keeps the aspect ratio of every image, and here all images have one size; use "
     "a SigLIP2 of fixed resolution, such as google/siglip2-base-patch16-224"
@@ -90,6 +91,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if not getattr(config.vision_config, "vision_use_head", True):
         raise UnusableError("its image tower has no head (vision_use_head is false); use the complete checkpoint")
+    for part in (config.vision_config, config.text_config):
+        if not 0 < part.num_hidden_layers <= MOST_LAYERS:
+            raise UnusableError(f"config.json says num_hidden_layers={part.num_hidden_layers}; correct it")
     widths = {tower: width(config) for tower, width in family_of(config).feature_width.items()}
     if widths["image"] != widths["text"]:
         raise UnusableError(

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -24,7 +23,8 @@ from torch import Tensor
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
-from feddlp.config import Config, validate
+from feddlp.config import Config, parse_toml, validate
+from feddlp.data.features import AlikeError
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import check_adapters, frozen, one_line
@@ -37,6 +37,7 @@ from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
+from feddlp.progress import shown
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -92,7 +93,7 @@ class Node:
         try:
             return self._prepared()
         except UserError as error:
-            if self.settings.tell_problems:
+            if self.settings.tell_problems or isinstance(error, AlikeError):
                 raise
             log.error("%s", error)
             raise UserError("its images or its checkpoint cannot be used; its log says why") from error
@@ -273,7 +274,7 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
     try:
         if (version := parcel.facts["version"]) != __version__:
             raise UserError(f"the server has feddlp {version}, this node {__version__}; install the same")
-        told = validate(tomllib.loads(parcel.facts["configuration"]))
+        told = validate(parse_toml(parcel.facts["configuration"]))
         settings = read_settings(node_config, environment, told.data.clients)
         about["clients"] = list(settings.clients)
         node = Node(settings, told, parcel.facts)
@@ -300,7 +301,7 @@ def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envel
 
 def set_up() -> None:
     """For a process that answers: one log for all that it says, and memory that is used again."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="feddlp: %(message)s")
+    logging.basicConfig(stream=shown(sys.stderr), level=logging.INFO, format="feddlp: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keep_freed_memory()
     quiet_libraries()
