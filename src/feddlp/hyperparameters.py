@@ -18,14 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from feddlp.errors import UserError, nearest
-from feddlp.methods import registry
-from feddlp.methods.base import Method
+from feddlp.methods import registry, summaries
 from feddlp.model.hub import EMBEDDED
+
+if TYPE_CHECKING:
+    from feddlp.methods.base import Method
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder's name
@@ -55,8 +57,7 @@ def variants() -> dict[str, Table]:
 
 def descriptions() -> dict[str, str]:
     """One line for each method, from its docstring, and for each variant."""
-    methods = {name: (method.__doc__ or "").splitlines()[0] for name, method in registry().items()}
-    return methods | {name: table["summary"] for name, table in variants().items()}
+    return summaries() | {name: table["summary"] for name, table in variants().items()}
 
 
 def known_names(tables: Mapping[str, Any]) -> list[str]:
@@ -97,10 +98,10 @@ def resolve_preset(preset: str, checkpoint: str) -> str:
     return preset
 
 
-def rounds_of(preset: str) -> int | None:
-    """The number of rounds that a preset stands for; None where it leaves them open."""
-    rounds: int | None = asset("presets.toml")[preset].get("training", {}).get("rounds")
-    return rounds
+def sections_of(preset: str) -> dict[str, Table]:
+    """The keys outside of the methods that a preset sets, by section."""
+    table = asset("presets.toml").get(preset, {})
+    return {section: table[section] for section in ("data", "training") if section in table}
 
 
 def preset_fields(setting: Setting, name: str, method: str) -> Table:
@@ -115,7 +116,7 @@ def preset_fields(setting: Setting, name: str, method: str) -> Table:
     own = any(name in rates[key] for key in rates)
     row = alike.get(name) or (name if own else alike.get(method, method))
     column = 0 if setting.beta >= math.sqrt(0.1 * 0.01) else 1  # the nearer of the paper's two
-    found = dict(preset.get("method", {}))
+    found: Table = preset.get("method", {}) | preset.get("one_method", {}).get(method, {})
     for source in (rates["any"], rates.get(setting.known_as, {})):
         if row in source:
             found["lr"] = source[row][column]

@@ -42,6 +42,7 @@ from pydantic import ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
+from feddlp.names import csv_text
 from feddlp.states import RESTORE, ClientsPiece, Commit, Count, History, Piece, Record, Sealed
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Environment(Sealed):
     threads: int
     cuda: str | None
     configuration: str = ""
+    code: str = ""
     data: str = ""
     backbone: str = ""
     taken: str = ""
@@ -313,9 +315,8 @@ class RunFolder:
     def write_left_out(self, images: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""
         if images:
-            table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *images])
-            files.write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
+            text = csv_text([("path", "reason"), *images])
+            files.write_atomically(self.path / "left_out.csv", text.encode())
 
     def read_partition(self) -> dict[str, Any] | None:
         """Who holds what; None where the run died before it was written."""

@@ -25,9 +25,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from feddlp import materials as preparation
+from feddlp.completeness import missing_newcomers, missing_rounds
 from feddlp.config import Config, Table, read_table, validate
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, missing_newcomers, missing_rounds, open_folder, play
+from feddlp.experiment import Entry, Reporter, open_folder, play
 from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
@@ -63,7 +64,8 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if not (path / "config.toml").exists():
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
-    if identity(found) != identity(config):
+    code = " ".join(about.sha256 for about in found.own_methods.values())
+    if (*identity(found), code) != (*identity(config), config.code()):
         raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
         raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")

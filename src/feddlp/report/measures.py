@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from feddlp.costs import MIB
+from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.readings import Measure, accuracy, measure, picked, shown
 from feddlp.report.series import Setting, Track, number

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 from feddlp.errors import UserError
 from feddlp.experiment import Reporter
-from feddlp.files import append, read
+from feddlp.federation.flower.processes import Tail
+from feddlp.files import append
 from feddlp.states import Sealed, opened, sealed
 
 CALLS = ("preparing", "note", "warn", "run_started", "method_started", "stepped", "round_finished")
@@ -36,8 +36,8 @@ class Recorder:
 
     def __init__(self, path: Path, inner: Reporter):
         self.path, self.inner = path, inner
-        if whole := complete(path):  # a server that was killed may have left half a line
-            os.truncate(path, whole)
+        if path.exists():  # a server that was killed may have left half a line
+            os.truncate(path, Tail(path).read)
 
     def write(self, event: str, *said: Any) -> None:
         plain = json.loads(json.dumps(said, default=str, ensure_ascii=False).encode(errors="replace"))
@@ -79,34 +79,21 @@ class Follower:
     """
 
     def __init__(self, path: Path, reporter: Reporter):
-        self.path, self.reporter = path, reporter
-        self.read = complete(path)  # bytes; earlier attempts are left out
+        self.reporter = reporter
+        self.tail = Tail(path)  # earlier attempts are left out
         self.server: int | None = None
         self.ended: tuple[str, str] | None = None
 
     def follow(self) -> None:
         """Tell the reporter what has come since."""
-        for line in self._new_lines():
-            if line.event == "serving":
-                (self.server,) = line.said
-            elif line.event in ENDINGS:
-                self.ended = line.event, " ".join(line.said)
-            elif line.event in CALLS:
-                getattr(self.reporter, line.event)(*line.said)
+        for line in self.tail.lines():
+            with suppress(UserError):  # a damaged line is left out
+                self._tell(opened(line.encode(), Event, self.tail.path))
 
-    def _new_lines(self) -> Iterator[Event]:
-        """Those that are complete; damaged ones are left out."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            for line in file:
-                if line.endswith(b"\n"):
-                    self.read += len(line)
-                    with suppress(UserError):
-                        yield opened(line[:-1], Event, self.path)
-
-
-def complete(path: Path) -> int:
-    """Bytes of a file up to the end of its last complete line."""
-    return (read(path, sys.maxsize) or b"").rfind(b"\n") + 1
+    def _tell(self, line: Event) -> None:
+        if line.event == "serving":
+            (self.server,) = line.said
+        elif line.event in ENDINGS:
+            self.ended = line.event, " ".join(line.said)
+        elif line.event in CALLS:
+            getattr(self.reporter, line.event)(*line.said)

@@ -15,9 +15,10 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from feddlp import __version__
+from feddlp.completeness import missing_rounds
 from feddlp.config import Config, load_config, overridden
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, check_environment, missing_rounds, play_rounds, say_where
+from feddlp.experiment import Entry, Reporter, check_environment, play_rounds, say_where
 from feddlp.federation.flower.events import Recorder
 from feddlp.federation.flower.inquiry import gather
 from feddlp.federation.flower.nodes import Nodes
@@ -124,6 +125,7 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     registry.close()
     fingerprints = {
         "configuration": config.fingerprint(),
+        "code": config.code(),
         "data": registry.experiment,
         "backbone": registry.common["checkpoint"],
     }

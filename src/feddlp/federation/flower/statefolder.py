@@ -26,18 +26,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from feddlp import tensors
 from feddlp.errors import UserError
-from feddlp.federation.flower.parcels import Parcel, to_bytes
 from feddlp.files import private
-from feddlp.model.adapters import Theta
 from feddlp.states import KEPT, Commit, History, Piece, Sealed, read, remove_others, write
+
+if TYPE_CHECKING:  # whoever only passes settings on asks for a folder's identity, and needs no PyTorch
+    from feddlp.federation.flower.parcels import Parcel
+    from feddlp.model.adapters import Theta
 
 log = logging.getLogger("feddlp")
 
@@ -166,6 +167,8 @@ class StateFolder:
 
     def keep_report(self, round: int, report: Parcel, order: Parcel) -> Piece:
         """Write a report, and the shared adapters that came with its order; not yet committed."""
+        from feddlp import tensors
+
         parts = {"report": report.adapters, "order": order.adapters}
         values = {
             f"{part}/{name}/{leaf}": value
@@ -188,6 +191,9 @@ class StateFolder:
         return self._read(kept, "order").adapters
 
     def _read(self, kept: Kept, part: str) -> Parcel:
+        from feddlp import tensors
+        from feddlp.federation.flower.parcels import Parcel
+
         if kept.last.tensors is None:
             return Parcel({})
         values, about = tensors.read(self.path, kept.last.tensors)
@@ -223,6 +229,8 @@ def identity(folder: Path) -> str:
 
 def digest(round: int, chosen: Sequence[int], order: Parcel) -> str:
     """What makes two orders the same: the round, who is asked, and what the server holds."""
+    from feddlp.federation.flower.parcels import to_bytes
+
     found = hashlib.sha256(json.dumps([round, list(chosen)]).encode())
     for name in sorted(order.adapters):
         found.update(name.encode() + os.sep.encode() + to_bytes(order.adapters[name]))
