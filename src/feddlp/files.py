@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,29 +15,6 @@ from tempfile import NamedTemporaryFile
 from feddlp.errors import UserError
 
 MIB = 2**20
-
-
-def read(path: Path, most: int) -> bytes | None:
-    """The first bytes of a regular file; None where nothing has this name. It waits for nobody.
-
-    Raises:
-        UserError: something else is there, such as a pipe or a dangling link, or it cannot be read.
-    """
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            about = os.fstat(file.fileno())
-            if stat.S_ISREG(about.st_mode):
-                return file.read(min(most, about.st_size))
-        reason: str | None = "not a regular file"
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            return None
-        reason = error.strerror
-    raise UserError(f"{path} cannot be read ({reason}); put it right, or restore it from a backup")
-
-
-def at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -123,6 +101,22 @@ def read_given(path: Path, most: int = 2**30) -> bytes:
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
     return path.read_bytes()
+
+
+def read(path: Path, most: int = sys.maxsize) -> bytes | None:
+    """The content of a file of ours; None where nothing has this name.
+
+    Raises:
+        UserError: something else is there, such as a pipe or a dangling link, or it cannot be read.
+    """
+    try:
+        return read_given(path, most)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); restore it from a backup, or put it right"
+        ) from error
 
 
 def checksum(content: bytes) -> str:

@@ -8,6 +8,7 @@ A model keeps the form in which it was trained, adapters beside the frozen weigh
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from feddlp.data.batches import Batch
@@ -27,6 +28,7 @@ from feddlp.data.preparation import open_all, thread_pool
 from feddlp.data.prompts import class_prompts
 from feddlp.data.source import LeftOut, Picture, Resizing
 from feddlp.errors import UserError, nearest
+from feddlp.files import read_given
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
@@ -250,7 +252,7 @@ def read_adapter(folder: Path, backbone: Backbone) -> Theta:
     """
     file = folder / "adapter_model.safetensors"
     try:
-        tensors = load_file(file)
+        tensors = load(read_given(file, sys.maxsize))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); export it again") from error
     theta = {leaf_of(key): value[None] for key, value in tensors.items()}

@@ -84,7 +84,10 @@ def print_sweep(path: Path, console: Console) -> None:
     out.print(*sweep_tables(path, lines))
     if not result.finished:
         out.print("Unfinished: methods are missing; start the sweep again to go on.")
-    write_atomically(path / "results.csv", sweep_csv(lines).encode())
+    try:
+        write_atomically(path / "results.csv", sweep_csv(lines).encode())
+    except OSError as error:
+        raise UserError(f"{path / 'results.csv'} cannot be written ({error.strerror}); copy {path}") from error
     out.print(f"as CSV: {path / 'results.csv'}", soft_wrap=True)
 
 

@@ -29,21 +29,20 @@ import io
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
 from feddlp.names import csv_text
-from feddlp.states import RESTORE, ClientsPiece, Commit, Count, History, Piece, Record, Sealed
+from feddlp.states import RESTORE, ClientsPiece, Commit, Count, FolderName, History, Piece, Record, Sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,7 @@ CLIENT_COLUMNS = (
 class State(Sealed):
     """checkpoint/state.json: the methods in the order in which they began."""
 
-    methods: dict[str, History]
+    methods: Annotated[dict[FolderName, History], Field(min_length=1)]
 
     @property
     def newest(self) -> tuple[str, Commit]:
@@ -110,17 +109,12 @@ class Newcomers(Sealed):
     tuned: list[Accuracies]
 
 
-class Row(Record):
-    """What lines of rounds.jsonl and ranks.jsonl begin with."""
+class Round(Record):
+    """A line of rounds.jsonl; what readers can do without may be absent."""
 
     method: str
     seed: int = 0
     round: Count
-
-
-class Round(Row):
-    """A line of rounds.jsonl."""
-
     test: Accuracies = None
     validation: Accuracies = None
     diagnostics: dict[str, float] | None = None
@@ -142,15 +136,15 @@ class Round(Row):
     peak_mib: float = 0.0
 
 
-class Ranks(Row):
+class Ranks(Record):
     """A line of ranks.jsonl."""
 
-    clients: list[Count] | None = None
+    method: str
+    seed: int
+    round: Count
+    clients: list[Count]
     active: dict[str, list[int]]
     ranks: dict[str, int]
-
-
-Line = TypeVar("Line", bound=Row)
 
 
 def environment() -> dict[str, Any]:
@@ -221,26 +215,15 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; two processes never write to one run.
-
-        Raises:
-            UserError: another one holds it, or the disk says no.
-        """
+        """Hold the folder for this process; two processes never write to one run. A full disk ends in one line."""
         with held_alone(self.path):
             try:
                 yield
             except OSError as error:
+                again = f"feddlp {'federate run --resume' if (self.path / ROSTER).exists() else 'resume'} {self.path}"
                 raise UserError(
-                    f"{self.path}: {error.strerror or error}; all finished rounds are kept: put it right, and go on "
-                    f"with: {self.again}"
+                    f"{self.path}: {error.strerror or error}; finished rounds are kept: put it right, then {again}"
                 ) from error
-
-    @property
-    def again(self) -> str:
-        """How the run is gone on with."""
-        if (self.path / "federation").exists():
-            return f"feddlp federate resume {self.path}"
-        return f"feddlp {'federate run --resume' if (self.path / ROSTER).exists() else 'resume'} {self.path}"
 
     def record_round(
         self,
@@ -275,7 +258,7 @@ class RunFolder:
         """The rows of clients.csv that are committed, in order."""
         return list(csv.DictReader(io.StringIO(self._committed(self.clients).decode(errors="replace"), newline="")))
 
-    def _read_lines(self, path: Path, kind: type[Line]) -> list[dict[str, Any]]:
+    def _read_lines(self, path: Path, kind: type[Record]) -> list[dict[str, Any]]:
         try:
             lines = self._committed(path).split(b"\n")[:-1]
             return [kind.model_validate_json(line).model_dump(exclude_unset=True) for line in lines]
@@ -342,13 +325,11 @@ class RunFolder:
             UserError: it is damaged; or it is missing, and there are records or tensors.
         """
         file = self.path / "checkpoint" / "state.json"
-        if (found := states.read(file, State)) or not (left := self._left_behind()):
+        if found := states.read(file, State):
             return found
-        raise UserError(f"{file} is missing, and {left} is there; restore it from a backup, or start a new run")
-
-    def _left_behind(self) -> Path | None:
-        found = (*filter(os.path.lexists, self.growing), *self.path.glob("checkpoint/*/*.safetensors"))
-        return next(iter(found), None)
+        for left in (*filter(os.path.lexists, self.growing), *self.path.glob("checkpoint/*/*.safetensors")):
+            raise UserError(f"{file} is missing, and {left} is there; restore it from a backup, or start a new run")
+        return None
 
     def check(self) -> None:
         """Check all that is committed, but for what is in the tensors, which is checked when they are read.
@@ -356,12 +337,11 @@ class RunFolder:
         Raises:
             UserError: a file is missing, damaged or another version's; it is named.
         """
-        environment, partition = self.read_environment(), self.read_partition()
+        found = {"environment.json": self.read_environment(), "partition.json": self.read_partition()}
         self.read_newcomers()
         state = self.state()
-        if state and not (environment and partition):
-            missing = self.path / ("partition.json" if environment else "environment.json")
-            raise UserError(f"{missing} is missing; restore it from a backup, or start a new run")
+        for name in (name for name, content in found.items() if state and not content):
+            raise UserError(f"{self.path / name} is missing; restore it from a backup, or start a new run")
         while state:
             try:
                 self._check(state)
@@ -407,15 +387,12 @@ class RunFolder:
             self._commit(method, Commit(round=0), 1)
 
     def _commit(self, method: str, commit: Commit, kept: int) -> None:
-        commit = commit.model_copy(update={"records": tuple(self._pieces())})
-        history = state.methods.get(method, History()) if (state := self.state()) else History()
-        self._replace(state, method, history.followed_by(commit, kept))
-
-    def _pieces(self) -> Iterator[Piece]:
-        """The growing records as they are."""
-        for path in self.growing:
-            if (content := files.read(path, sys.maxsize)) is not None:
-                yield Piece(file=path.name, size=len(content), sha256=files.checksum(content))
+        """Add a commit, with the records as they are."""
+        contents = {path.name: files.read(path) for path in self.growing}
+        records = tuple(Piece.of(name, content) for name, content in contents.items() if content is not None)
+        commit = commit.model_copy(update={"records": records})
+        before = state.methods.get(method) if (state := self.state()) else None
+        self._replace(state, method, before.followed_by(commit, kept) if before else History(commits=(commit,)))
 
     def _replace(self, state: State | None, method: str, history: History) -> None:
         """Write state.json with another history of one method, and remove what it does not name."""
@@ -457,10 +434,7 @@ class RunFolder:
         return state.methods[method].undone if (state := self.state()) and method in state.methods else ()
 
     def take_back(self, round: int) -> str:
-        """Make a round the last one of the method that has played last.
-
-        Returns:
-            That method.
+        """Make a round the last one of the method that has played last, which is returned.
 
         Raises:
             UserError: the round is not kept, or another method has played since.
@@ -468,9 +442,8 @@ class RunFolder:
         if (state := self.state()) is None:
             raise UserError(f"--from-round {round}: {self.path} has no finished round")
         method = state.newest[0]
-        rounds = [commit.round for commit in state.methods[method].commits]
-        back = state.methods[method].back_to(round)
-        if round not in rounds or not back:
+        back, rounds = state.methods[method].back_to(round), state.methods[method].rounds
+        if not back or round not in rounds:
             raise UserError(f"--from-round {round}: of {method} {self.path} keeps rounds {', '.join(map(str, rounds))}")
         if State(methods={**state.methods, method: back}).newest[0] != method:
             raise UserError(f"--from-round {round}: another method has played since then; start a new run")

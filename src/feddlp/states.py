@@ -11,7 +11,7 @@ bytes with this checksum. A `Commit` names all pieces that belong to one round.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ RESTORE = "restore it from a backup or run again"
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PlainName = Annotated[str, Field(pattern=r"^[a-z0-9-]+\.(safetensors|jsonl|csv)$")]  # it stays in its folder
+FolderName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
 
 
 class Record(BaseModel):
@@ -49,6 +50,10 @@ class Piece(Record):
     size: Count
     sha256: Digest
 
+    @classmethod
+    def of(cls, file: str, content: bytes) -> Self:
+        return cls(file=file, size=len(content), sha256=files.checksum(content))
+
     def check_size(self, folder: Path) -> None:
         """Look whether the file is there; errors as `read`."""
         path = folder / self.file
@@ -66,7 +71,7 @@ class Piece(Record):
             UserError: the file is missing, shorter or damaged; it is named.
         """
         self.check_size(folder)
-        content = files.read(folder / self.file, self.size) or b""
+        content = (files.read(folder / self.file) or b"")[: self.size]
         if files.checksum(content) != self.sha256:
             raise UserError(f"{folder / self.file} is damaged (its checksum differs); {RESTORE}")
         return content
@@ -97,7 +102,7 @@ class Commit(Record):
 class History(Record):
     """The last commits of a method, newest last, and the rounds to which it was taken back, one after the other."""
 
-    commits: tuple[Commit, ...] = ()
+    commits: Annotated[tuple[Commit, ...], Field(min_length=1)]
     undone: tuple[Count, ...] = ()
 
     @property
@@ -105,9 +110,8 @@ class History(Record):
         return self.commits[-1]
 
     @property
-    def names(self) -> set[str]:
-        """All tensor files."""
-        return {piece.file for commit in self.commits for piece in commit.pieces}
+    def rounds(self) -> list[int]:
+        return [commit.round for commit in self.commits]
 
     def followed_by(self, commit: Commit, kept: int) -> History:
         return self.model_copy(update={"commits": (*self.commits, commit)[-kept:]})
@@ -162,6 +166,7 @@ def write(path: Path, record: Sealed) -> None:
 
 def remove_others(folder: Path, history: History) -> None:
     """Remove the tensor files of a method that no commit names, and what a killed process left half written."""
+    names = {piece.file for commit in history.commits for piece in commit.pieces}
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.tmp")):
-        if path.name not in history.names:
+        if path.name not in names:
             path.unlink()

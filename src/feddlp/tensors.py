@@ -19,7 +19,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | Non
     content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, about)
     files.make_folder(path.parent)
     files.write_whole(path, content)
-    return Piece(file=path.name, size=len(content), sha256=files.checksum(content))
+    return Piece.of(path.name, content)
 
 
 def read(folder: Path, piece: Piece) -> tuple[dict[str, Tensor], dict[str, str]]:

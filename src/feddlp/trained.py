@@ -219,6 +219,8 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
             `which` asks for it.
     """
     config = load_config(folder.config)
+    if folder.read_environment().get("configuration", config.fingerprint()) != config.fingerprint():
+        raise UserError(f"{folder.config} is not the configuration that the run began with; put it back")
     algorithm = config.build_methods()[method]
     round, theta, server = stored(folder, method, place_of(config, client))
     model = ClientModel(method, client, config.seed, round, "local", algorithm, theta, predicted_view(algorithm))

@@ -72,28 +72,32 @@ def test_what_an_earlier_server_said_is_not_told_again(path):
     assert follower.ended is None
 
 
+def followed(path, content):
+    """What a follower tells of these events, and how they ended."""
+    path.unlink()
+    listener = Listener()
+    follower = Follower(path, listener)
+    path.write_bytes(content)
+    follower.follow()
+    return listener.notes, follower.ended
+
+
 def test_damage_costs_the_damaged_lines_alone(path):
     recorder = Recorder(path, Listener())
     recorder.note("one")
-    recorder.method_started("feddlp", 3, 2, 0)
+    recorder.note("two")
     recorder.write("finished")
     whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
     for bit in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
-        listener = Listener()
-        follower = Follower(path.with_name("none"), listener)
-        follower.path = path
-        path.write_bytes(damaged)
-        follower.follow()
-        hurt = whole[: bit // 8].count(b"\n")
-        assert listener.notes == ["one"] * (hurt != 0 and damaged.splitlines()[0] == whole.splitlines()[0])
-        assert follower.ended == (None if hurt == 2 else ("finished", "")) or damaged.count(b"\n") != 3
+        left = [line for line in lines if line in bytes(damaged).splitlines(keepends=True)]
+        notes, ended = followed(path, damaged)
+        assert notes == [name for name, line in zip(("one", "two"), lines, strict=False) if line in left]
+        assert ended == (("finished", "") if lines[2] in left else None)
 
 
 def test_a_name_that_is_no_text_stops_nothing(path):
     Recorder(path, Listener()).note("caf\udce9.png is left out")
-    follower = Follower(path.with_name("none"), listener := Listener())
-    follower.path = path
-    follower.follow()
-    assert listener.notes == ["caf?.png is left out"]
+    assert followed(path, path.read_bytes())[0] == ["caf?.png is left out"]

@@ -42,7 +42,8 @@ class Recorder:
     def write(self, event: str, *said: Any) -> None:
         plain = json.loads(json.dumps(said, default=str, ensure_ascii=False).encode(errors="replace"))
         line = Event(at=datetime.now(UTC).isoformat(timespec="milliseconds"), event=event, said=plain)
-        append(self.path, sealed(line).decode() + "\n")
+        with suppress(OSError):  # the disk is full: what matters is what the run itself then says
+            append(self.path, sealed(line).decode() + "\n")
 
     def tell(self, event: str, *said: Any) -> None:
         self.write(event, *said)

@@ -37,7 +37,7 @@ from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
 from feddlp.progress import shown
-from feddlp.states import Commit
+from feddlp.states import KEPT, Commit
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -222,7 +222,8 @@ class Node:
         report = Parcel(facts_of(found) | facts, uploads)
         after, wave, _ = host.keep(0)
         written = folder.keep_report(number + 1, report, order)
-        folder.add(kept, Commit(round=number + 1, wave=wave, tensors=written, clients=tuple(after), order=asked))
+        commit = Commit(round=number + 1, wave=wave, tensors=written, clients=tuple(after), order=asked)
+        folder.commit(kept.belongs, kept.history.followed_by(commit, KEPT))
         return report
 
 

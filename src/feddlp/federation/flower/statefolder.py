@@ -34,7 +34,7 @@ from pydantic import Field
 
 from feddlp.errors import UserError
 from feddlp.files import private
-from feddlp.states import KEPT, Commit, History, Piece, Sealed, read, remove_others, write
+from feddlp.states import Commit, History, Piece, Sealed, read, remove_others, write
 
 if TYPE_CHECKING:  # whoever only passes settings on asks for a folder's identity, and needs no PyTorch
     from feddlp.federation.flower.parcels import Parcel
@@ -122,15 +122,8 @@ class StateFolder:
         remove_others(self.path, history)
         return kept
 
-    def add(self, kept: Kept, commit: Commit) -> None:
-        """Commit a round."""
-        self.commit(kept.belongs, kept.history.followed_by(commit, KEPT))
-
     def follow(self, kept: Kept, undone: Sequence[int]) -> Kept:
-        """Go back as often as the server did.
-
-        Args:
-            undone: the rounds to which it was taken back, one after the other.
+        """Go back to the rounds to which the server was taken back, one after the other.
 
         Raises:
             UserError: that far back is not kept, or the server knows less than the clients.
@@ -141,12 +134,10 @@ class StateFolder:
                 f"the server has forgotten that it was taken back to round {known[-1]}; restore its run folder, or "
                 f"begin anew with {self.path} moved away"
             )
-        if len(undone) == len(known):
-            return kept
         history = kept.history
         for round in undone[len(known) :]:
-            history = self._back_to(history, round)
-        return self.commit(kept.belongs, history.model_copy(update={"undone": tuple(undone)}))
+            history = History(commits=self._back_to(history, round).commits, undone=(*history.undone, round))
+        return kept if history is kept.history else self.commit(kept.belongs, history)
 
     def before(self, kept: Kept, round: int) -> Kept:
         """The clients as they were before a round (from 0); errors as `follow`."""
