@@ -249,7 +249,7 @@ def run(
     \b
     feddlp federate run my.toml training.rounds=50 --keys keys
     feddlp federate run --resume runs/demo
-    feddlp federate run --resume runs/demo --from-round 7      go back, and play round 8 next
+    feddlp federate run --resume runs/demo --from-round 7     go back: round 8 again
     """
     quiet_libraries()
     with needing("federate", "flower"):
