@@ -357,8 +357,7 @@ def test_a_full_disk_names_the_place_and_how_to_go_on(copy, tmp_path, feddlp, mo
     for function in ("append", "write_whole"):
         with monkeypatch.context() as patch:
             patch.setattr(files, function, full)
-            assert_mistake(
-                feddlp("resume", str(copy)), f"{copy}: No space left on device", f"put it right, then feddlp resume {copy}"
-            )
+            again = f"put it right, then feddlp resume {copy}"
+            assert_mistake(feddlp("resume", str(copy)), f"{copy}: No space left on device", again)
     assert feddlp("resume", str(copy)).code == 0
     assert len(RunFolder(copy).read_rounds()) == 6
