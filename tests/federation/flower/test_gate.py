@@ -17,6 +17,7 @@ import uvicorn
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 
 from feddlp.federation.flower import gate, limits
+from feddlp.federation.flower.keys import make_server
 
 FLEET, OTHERS = "/v1/fleet/pull-messages", ("/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/")
 
@@ -287,7 +288,11 @@ def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     """What `feddlp federate link` serves: the real app, with its real paths."""
     served = []
     monkeypatch.setattr(gate.uvicorn, "run", lambda app, **options: served.append((app, options)))
-    words = ["--insecure", "--isolation", "process", "--port", "8123", "--database", str(tmp_path / "link.db")]
+    make_server(tmp_path / "keys", ["fl.example.org"], 1)
+    files = (("ssl-ca-certfile", "ca.crt"), ("ssl-certfile", "server.crt"), ("ssl-keyfile", "server.key"))
+    words = [word for option, file in files for word in (f"--{option}", str(tmp_path / "keys" / file))]
+    words += ["--isolation", "process", "--host", "here.example", "--port", "8123"]
+    words += ["--database", str(tmp_path / "link.db")]
     monkeypatch.setattr(sys, "argv", ["flower-superlink", *words])
     monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
     gate.main()
@@ -306,5 +311,7 @@ def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     rebound, own = [(b"host", b"evil.example:8123")], [(b"host", b"127.0.0.1:8123")]
     assert {asked(app, path, "127.0.0.1", headers=rebound) for path in control} == {403}
     assert 403 not in {asked(app, path, "127.0.0.1", headers=own) for path in control}
+    named = [[(b"host", name)] for name in (b"fl.example.org:8123", b"here.example")]
+    assert 403 not in {asked(app, control[0], "127.0.0.1", headers=headers) for headers in named}
     assert {asked(app, path, "127.0.0.1", headers=[*own, (b"origin", b"null")]) for path in control} == {403}
     assert {asked(app, path, "10.0.0.9", parts=[b"x" * (limits.STRANGERS_BODY[0] + 1)]) for path in fleet} == {413}
