@@ -147,6 +147,7 @@ class Tail:
 def run_shown(command: Sequence[str], variables: Mapping[str, str], log: Path, everything: bool = False) -> int:
     """A program to its end, with its log in a file and our lines of it in this terminal; its exit code."""
     tail = Tail(log)
+    log.touch(0o600)  # it names files of the owner's
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=dict(variables), preexec_fn=dies_with_its_parent()
