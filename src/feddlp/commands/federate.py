@@ -126,7 +126,7 @@ def node(
     state_dir: Annotated[Path, typer.Option(help="Where their private adapters are kept.")],
     data: Annotated[str, typer.Option(help="Their images, as data.dataset: folder:PATH, clients:PATH, ...")] = "",
     name: Annotated[str, typer.Option(help="What the records call this node; its key is DIR/NAME.key.")] = "",
-    checkpoint: Annotated[str, typer.Option(help="The model, if it lies elsewhere than the configuration says.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="The frozen model here: a folder or a hub name.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     tell_classes: Annotated[
         bool, typer.Option("--tell-classes", help="Tell the server how many images of which class there are.")
@@ -146,10 +146,11 @@ def node(
 
     \b
     feddlp federate node --link fl.example.org:8000 --keys keys --name hospital-a \\
-        --clients 0 --data folder:/data/images --state-dir /var/lib/feddlp
+        --clients 0 --data folder:/data/images --checkpoint /models/clip --state-dir /var/lib/feddlp
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines, processes
+        from feddlp.federation.flower.keys import parse_address
     from feddlp.records import held_alone
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
@@ -159,10 +160,8 @@ def node(
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
     hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
     with held_alone(state_dir.absolute(), "node.lock"):
-        log = place / f"node-{port}.log"
-        print_at_once(f"feddlp: node for {link}; Flower's log is {log}")
-        if not machines.answers(link):
-            print_at_once(f"feddlp: nobody answers on {link} yet; the node tries on")
+        log, there = place / f"node-{port}.log", processes.answers(*parse_address(link, "--link"))
+        print_at_once(f"feddlp: {link} {'answers' if there else 'does not answer yet'}; Flower's log is {log}")
         processes.keep_running(
             lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"), command, variables, log, verbose
         )

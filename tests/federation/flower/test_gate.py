@@ -110,7 +110,7 @@ def test_from_this_machine_the_server_is_called_by_a_name_of_its_own(hosts, stat
     "header",
     [
         (b"origin", b"http://localhost:8000"), (b"origin", b"null"), (b"origin", b""),
-        (b"sec-fetch-site", b"cross-site"), (b"sec-fetch-site", b"same-site"), (b"sec-fetch-site", b"x"),
+        (b"sec-fetch-site", b"cross-site"), (b"sec-fetch-site", b"same-site"), (b"Origin", b"http://evil.example"),
     ],
 )  # fmt: skip
 def test_a_web_page_is_answered_nothing(header):
@@ -130,6 +130,14 @@ def test_a_body_is_read_up_to_its_limit(path, most):
     assert asked(app, path, "127.0.0.1", parts=[part] * 4 + [b"x"]) == 413
     assert asked(app, path, "127.0.0.1", parts=[b"x" * (most + 1)]) == 413
     assert app.held == 0
+
+
+@pytest.mark.parametrize(("signed", "more", "status"), [(True, 0, 200), (False, 0, 413), (True, 1, 413)])
+def test_a_node_that_signs_may_send_more(signed, more, status, monkeypatch):
+    monkeypatch.setattr(gate, "is_signed", lambda scope: signed)
+    length = limits.BODY[0] + more
+    headers = [(b"content-length", str(length).encode())]
+    assert asked(gate.Gate(everything), FLEET, "10.0.0.9", headers=headers, parts=[b"x" * length]) == status
 
 
 def test_no_more_of_a_body_is_read_than_its_limit():
@@ -164,14 +172,14 @@ def test_all_bodies_together_are_bounded_and_forgotten_once_answered(monkeypatch
 
     async def asks_again(scope, receive, send):
         await receive()
-        inner.append(await asyncio.to_thread(asked, app, FLEET, "10.0.0.9"))
+        inner.append(await asyncio.to_thread(asked, app, FLEET, "10.0.0.9", parts=[b"x"]))
         await everything(scope, receive_nothing, send)
 
     async def receive_nothing():
         return {"type": "http.request", "more_body": False}
 
     app = gate.Gate(asks_again)
-    assert asked(app, FLEET, "10.0.0.9", parts=[b"x" * 101]) == 200
+    assert asked(app, FLEET, "10.0.0.9", parts=[b"x" * 100]) == 200
     assert inner == [503]
     assert app.held == 0
 

@@ -86,7 +86,8 @@ def test_this_machine_needs_none_and_others_if_somebody_says_so():
 def test_what_is_no_address_is_refused_with_the_right_form(address, insecure):
     with pytest.raises(UserError) as caught:
         trust(address, None, insecure)
-    assert str(caught.value).startswith(f"--link {address} is no address; write HOST:PORT, as ")
+    shown = repr(address) if {*address} & {*" \n"} or not address else address
+    assert str(caught.value).startswith(f"--link {shown} is no address; write HOST:PORT, as ")
     assert "[::1]:8000" in str(caught.value)
 
 

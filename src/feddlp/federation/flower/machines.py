@@ -5,7 +5,6 @@ Without certificates they speak to this machine alone, unless somebody says that
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import re
@@ -22,7 +21,6 @@ from feddlp.federation.flower.processes import environment, program, superlink, 
 from feddlp.federation.flower.settings import MOST_CLIENTS, read_settings
 from feddlp.files import make_folder, write_whole
 
-ANSWERS_WITHIN = 5.0  # seconds
 Command = tuple[list[str], dict[str, str]]
 ONCE = """#!/bin/sh
 "exec" "{}" "$0" "$@"
@@ -93,13 +91,6 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
         command += ["--ssl-ca-certfile", trusted.file("ca.crt"), "--ssl-certfile", trusted.file("server.crt")]
         command += ["--ssl-keyfile", trusted.file("server.key"), "--enable-supernode-auth"]
     return command, environment(place.absolute() / "flwr")
-
-
-def answers(address: str) -> bool:
-    """Whether anybody listens there."""
-    with contextlib.suppress(OSError), socket.create_connection(parse_address(address, "--link"), ANSWERS_WITHIN):
-        return True
-    return False
 
 
 def check_free(host: str, port: int) -> None:
