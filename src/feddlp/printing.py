@@ -46,9 +46,20 @@ def print_run(folder: RunFolder, console: Console) -> None:
     out.print(*comparison(summarise(rows), str(folder.path)))
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
+    if names := names_of_clients(folder):
+        out.print(f"Clients: {names}.", highlight=False, markup=False)
     if lack := unfinished(folder):
         out.print(f"Unfinished {lack}.", highlight=False)
         out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def names_of_clients(folder: RunFolder) -> str:
+    """The clients that have names, by their numbers."""
+    if not folder.clients.is_file():
+        return ""
+    rows = csv.DictReader(io.StringIO(folder.clients.read_text(encoding="utf-8")))
+    names = {int(row["client"]): row["name"] for row in rows if row.get("name")}
+    return ", ".join(f"{client} ({name})" for client, name in sorted(names.items()))
 
 
 def unfinished(folder: RunFolder) -> str:

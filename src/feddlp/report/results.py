@@ -173,15 +173,19 @@ def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
     )
     found = {method: measures.client_accuracies(tracks) for method, tracks in setting.tracks.items()}
     found = {method: clients for method, clients in found.items() if clients}
-    block = spread_figure(found, prefix, styles) if found else Missing("No accuracies of single clients are recorded.")
+    block = (
+        spread_figure(setting, found, prefix, styles)
+        if found
+        else Missing("No accuracies of single clients are recorded.")
+    )
     return Section(f"{prefix}-spread", "Spread over clients", lead, (block,))
 
 
-def spread_figure(found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
+def spread_figure(setting: Setting, found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
     name = f"{prefix}-client-dots"
     svg = plots.dots(found, styles, "test accuracy of a client, %", name, f"{name}-caption")
     clients = sorted({client for values in found.values() for client in values})
-    rows = [[str(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
+    rows = [[setting.label(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
     rows.append(["mean", *(f"{fmean(one.mean for one in values.values()):.2f}" for values in found.values())])
     data = Table(f"{name}-data", "Test accuracy in % by client", ("Client", *found), rows)
     text = "Test accuracy of each client at the final round. Clients without test samples are left out."

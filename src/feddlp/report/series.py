@@ -106,6 +106,12 @@ class Setting:
     def partition(self) -> Row | None:
         return next((run.partition for run in self.runs if run.partition), None)
 
+    def label(self, client: int) -> str:
+        """A client's number, and its name where it has one."""
+        rows = (row for run in self.runs for rows in run.clients.values() for row in rows)
+        name = next((row["name"] for row in rows if row["client"] == str(client) and row.get("name")), "")
+        return f"{client} ({name})" if name else str(client)
+
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"data": {"clients": 3}} -> {"data.clients": 3}"""
