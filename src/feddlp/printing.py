@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from feddlp.inference import ClassScore, Prediction
 from feddlp.records import TAKEN, RunFolder
 from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
+from feddlp.report.rates import described
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
 
@@ -44,6 +46,8 @@ def print_run(folder: RunFolder, console: Console) -> None:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     out = printer(console)
     out.print(*comparison(summarise(rows), str(folder.path)))
+    if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
+        out.print(f"{described(rates).capitalize()}.", highlight=False, markup=False)
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
     if names := names_of_clients(folder):

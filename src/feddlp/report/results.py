@@ -24,6 +24,7 @@ from feddlp.report.blocks import (
 from feddlp.report.latest import Row
 from feddlp.report.measures import Curve
 from feddlp.report.plots import Style
+from feddlp.report.rates import described
 from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
 from feddlp.report.readings import accuracy as accuracy_of
 from feddlp.report.series import Setting, Track
@@ -53,6 +54,7 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
         "The last four columns are of the final round and weigh every client alike, however few its test samples; "
         "the lowest client of a small federation can hang on a handful of images.",
         OVER_SEEDS,
+        *([f"{described(setting.rates).capitalize()}."] if setting.rates else []),
     )
     table = Table(f"{prefix}-accuracy-table", "Accuracy by method", head, accuracy_rows(setting), notes)
     lead = (

@@ -108,7 +108,11 @@ def test_natural_clients_with_folders_of_their_own(tmp_path):
         told = TOLD if tells == "yes" else TOLD[:2]  # of all clients, or of none
         assert found.read_partition() == {key: expected.read_partition()[key] for key in told} | {"own_data": True}
         assert "on the sites&#39; own images" in render([found])
-    assert [row["name"] for row in csv.DictReader(found.clients.open())][:3] == ["ward-0", "ward-1", "ward-2"]
+    assert [row["name"] for row in csv.DictReader(found.clients.read_text().splitlines())][:3] == [
+        "ward-0",
+        "ward-1",
+        "ward-2",
+    ]
 
 
 def test_clients_that_never_came_are_not_told_to_have_nothing(tmp_path):
