@@ -10,7 +10,7 @@ scored is the model that a client would use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ class FederatedData:
     train: ClientData
     validation: ClientData
     test: ClientData
+    names: Mapping[int, str] = field(default_factory=dict, kw_only=True)  # of clients that have any
 
     def select(self, rows: Sequence[int]) -> FederatedData:
         """The data of some of the clients, in the given order; repeats are welcome."""
@@ -56,6 +57,7 @@ class Roster:
     train: Tensor
     validation: Tensor
     test: Tensor
+    names: dict[int, str] = field(default_factory=dict, kw_only=True)  # of clients that have any
 
 
 class Lane(NamedTuple):
@@ -109,7 +111,9 @@ class Host:
 
     @property
     def roster(self) -> Roster:
-        return Roster(self.data.ids, self.data.train.sizes(), self.data.validation.sizes(), self.data.test.sizes())
+        data = self.data
+        sizes = (part.sizes() for part in (data.train, data.validation, data.test))
+        return Roster(data.ids, *sizes, names=dict(data.names))
 
     @property
     def sites(self) -> Mapping[str, Site]:

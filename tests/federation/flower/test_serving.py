@@ -19,6 +19,7 @@ from feddlp.errors import UserError
 from feddlp.federation.flower import serving
 from feddlp.federation.flower.parcels import Parcel, from_record, to_bytes
 from feddlp.federation.participation import draw
+from feddlp.report.page import render
 from feddlp.training.cohort import Cohort
 
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("feddat", "feddlp_shared", "fedavg")]
@@ -97,13 +98,20 @@ def test_natural_clients_with_folders_of_their_own(tmp_path):
                 state_dir=tmp_path / f"node-{client}-{tells}",
                 data=f"folder:{tmp_path / 'all' / f'ward-{client}'}",
                 tell_classes=tells if client else "yes",
+                name=f"ward-{client}",
             )
             for client in range(3)
         }
         found = served(FakeGrid(Time(), nodes), config)
-        assert_same(found, expected)
+        assert_same(found, expected)  # names too: the nodes are called as the folders
         told = TOLD if tells == "yes" else TOLD[:2]  # of all clients, or of none
-        assert found.read_partition() == {key: expected.read_partition()[key] for key in told}
+        assert found.read_partition() == {key: expected.read_partition()[key] for key in told} | {"own_data": True}
+        assert "on the sites&#39; own images" in render([found])
+    assert [row["name"] for row in csv.DictReader(found.clients.read_text().splitlines())][:3] == [
+        "ward-0",
+        "ward-1",
+        "ward-2",
+    ]
 
 
 def test_clients_that_never_came_are_not_told_to_have_nothing(tmp_path):

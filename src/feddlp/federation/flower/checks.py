@@ -59,6 +59,7 @@ class Hello(Checked):
     dtype: Literal["float32", "float64", "bfloat16"]
     sites: dict[str, list[Any]]
     left_out: Count
+    own_data: bool = False  # not what the server's configuration names
     classes: list[dict[Part, dict[ClassName, Count]]] | None = None  # of each client's samples; None: it does not tell
 
 

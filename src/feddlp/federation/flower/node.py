@@ -137,6 +137,7 @@ class Node:
             "dtype": str(self.host("").like.dtype).removeprefix("torch."),
             "sites": self.sites,
             "left_out": len(found.left_out),
+            "own_data": not self.settings.made_here,
             "classes": self.classes,
         }
         return Parcel(facts)

@@ -41,7 +41,7 @@ class Home:
     not_before: float = 0.0  # when it may be asked
 
     def __str__(self) -> str:
-        return f"node {self.name!r} (clients {spell(self.clients)})"
+        return f"node {self.name or 'unnamed'!r} (clients {spell(self.clients)})"
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from feddlp.config import Config
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
-from feddlp.federation.flower.checks import Hello, frozen, site_of
+from feddlp.federation.flower.checks import Hello, frozen, one_line, site_of
 from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
 from feddlp.files import write_atomically
@@ -39,6 +39,7 @@ class Registry:
     common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
     class_names: list[str] = field(default_factory=list)
     closed: bool = False  # no more classes
+    own_data: bool = False  # some node brought images in place of those of the configuration
     members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, ...
 
     @classmethod
@@ -76,6 +77,7 @@ class Registry:
                 raise RefusedError(f"client {client} has other images than when the run began; put them back")
         self._check_classes(hello)
         self.members |= come
+        self.own_data |= hello.own_data
         self.common = self.common or {key: getattr(hello, key) for key in COMMON}
         self.save()
 
@@ -120,6 +122,7 @@ class Registry:
     def partition(self, clients: int) -> dict[str, Any]:
         """Classes and prompt, and how many images of which class each client has, where all of them tell that."""
         about = {"class_names": self.class_names, "template": self.common["template"]}
+        about |= {"own_data": True} if self.own_data else {}
         held = {client: member.get("classes") for client, member in self.members.items()}
         if len(held) < clients or None in held.values():
             return about
@@ -130,7 +133,8 @@ class Registry:
         return [held.get(name, 0) for name in self.class_names]
 
     def fill(self, roster: Roster) -> None:
-        """Write the numbers of samples into a roster, in place; 0 for clients that never came."""
+        """Write names and numbers of samples into a roster, in place; 0 for clients that never came."""
+        roster.names.update({client: one_line(member["node"]) for client, member in self.members.items()})
         for row, client in enumerate(roster.ids):
             for part in PARTS:
                 getattr(roster, part)[row] = self.members.get(client, {}).get(part, 0)

@@ -7,7 +7,7 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     state-dir   where private adapters, gates and moments are kept
     checkpoint  model.checkpoint here, if it lies elsewhere than the configuration says
     device      model.device here
-    name        what the records call this node
+    name        what the records call this node and its clients
     memory-limit  training.memory_limit here: GiB, 512MiB, or auto
     keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
     tell-classes   yes: the server is told how many images of which class each client has, for the report
@@ -131,7 +131,7 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
         device=found["device"],
         memory_limit=read_limit(found["memory-limit"] or "auto"),
-        name=found["name"] or own or "unnamed",
+        name=found["name"] or own,
         tell_classes=read_yes_or_no("tell-classes", found["tell-classes"]),
         tell_problems=read_yes_or_no("tell-problems", found["tell-problems"]),
     )
