@@ -423,7 +423,7 @@ def test_a_node_that_cannot_say_hello_holds_nobody_up(reply, tmp_path):
 def trained(parcel):
     """A report of one client, different from those of all others."""
     (client,) = parcel.facts["clients"]
-    noise = (1e30, 1.0, -1e30, 3.0)[client]  # whose sum is 4 or anything less
+    noise = 1e-31 * (1e30, 1.0, -1e30, 3.0)[client]  # whose sum is 4e-31 or anything less
     adapters = parcel.adapters.items()
     sent = {name: {leaf: value[None] + noise for leaf, value in theta.items()} for name, theta in adapters}
     facts = {

@@ -36,7 +36,7 @@ def order(config, round=0, shift=0.0, clients=(0, 1), experiment="0" * 32, kind=
     parcel = Parcel({"class_names": [], "experiment": experiment, "configuration": config.to_toml()})
     told = node.Node(node.NodeSettings((0, 1), Path()), config, parcel.facts)
     (shared,) = Federation(told.host(method).lanes, told.host(method), config.training).order().shared
-    moved = {name: {leaf: value + shift for leaf, value in theta.items()} for name, theta in shared.items()}
+    moved = {name: {leaf: value * (1 - shift) for leaf, value in theta.items()} for name, theta in shared.items()}
     about = {"kind": kind, "version": __version__, "method": method, "round": round, "clients": list(clients)}
     model = frozen(told.materials.fingerprints["backbone"], told.sites)
     return Parcel({**parcel.facts, **about, "frozen": model}, moved)

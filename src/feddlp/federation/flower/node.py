@@ -31,6 +31,7 @@ from feddlp.federation.flower.checks import check_adapters, frozen, one_line
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
+from feddlp.federation.flower.proportion import Proportion
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
@@ -111,6 +112,11 @@ class Node:
         return everyone.select([everyone.ids.index(client) for client in self.settings.clients])
 
     @property
+    def most_samples(self) -> int:
+        """Training samples of the largest client of the federation, or what the server allows where nobody knows."""
+        return self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
+
+    @property
     def belongs(self) -> dict[str, str]:
         """What a state folder is for."""
         return {
@@ -137,6 +143,7 @@ class Node:
             "sites": self.sites,
             "left_out": len(found.left_out),
             "classes": self.classes,
+            "totals": None if self.natural else {p: int(getattr(found.data, p).sizes().sum()) for p in PARTS},
         }
         return Parcel(facts)
 
@@ -222,7 +229,11 @@ class Node:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
         try:
-            check_adapters(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
+            first = first_shared(host.lanes[0], host.sites, host.like)
+            check_adapters(order.adapters, first)
+            before, rounds = (folder.read_order(kept), number - kept.round + 1) if kept.report else (first, number)
+            bounds = Proportion(host.lanes[0].method, self.told.training, first)
+            bounds.check_order(order.adapters, before, rounds, self.most_samples)
         except RefusedError as refusal:
             raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from flwr.app import RecordDict
 
+from feddlp.federation.flower.bindings import check_bound
 from feddlp.federation.flower.checks import Hello, one_line, parse_hello
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
 from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost, Post
@@ -55,6 +56,7 @@ class Nodes:
     clients: int
     reporter: Reporter
     clock: Clock = time.monotonic
+    bindings: str = ""  # the file that says which clients a node may hold; "" = whichever it claims
     journal: Callable[..., None] = lambda event, *said: None  # what the record keeps, and nobody watches
     homes: dict[int, Home] = field(default_factory=dict)  # by node
     away_since: dict[int, float] = field(default_factory=dict)  # by client
@@ -117,10 +119,12 @@ class Nodes:
                 raise RefusedError(f"{one_line(facts.get('node'))!r}: {one_line(facts['problem'])}")
             self._move_in(letter.node, parse_hello(facts, self.clients))
         except RefusedError as refusal:
-            line = f"a node is not taken: {one_line(refusal)}"
-            if line not in self.said:
-                self.said.add(line)
-                self.reporter.warn(line)
+            self.say_once(f"a node is not taken: {one_line(refusal)}")
+
+    def say_once(self, line: str) -> None:
+        if line not in self.said:
+            self.said.add(line)
+            self.reporter.warn(line)
 
     def _move_in(self, node: int, hello: Hello) -> None:
         """The clients of a node are at home there from now on.
@@ -129,6 +133,7 @@ class Nodes:
             RefusedError: they are at home elsewhere, or are not those that they were.
         """
         home = Home(node, hello.name, hello.state, tuple(hello.clients))
+        check_bound(self.bindings, node, home.clients)
         others = [
             other
             for other in self.homes.values()
