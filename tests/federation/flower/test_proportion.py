@@ -1,4 +1,4 @@
-"""Honest clients are never refused, whatever their images; what is out of all proportion always is, whoever sends it."""
+"""Honest clients are never refused, whatever their images; what is out of all proportion always is."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_poisoned_upload_is_refused_and_no_other(size, who, how, clients):
 
 
 def test_the_median_of_the_round_and_of_earlier_ones_counts_as_well():
-    """Five honest clients that hardly move; a sixth that goes ten learning rates a step is no Adam, but within its bound."""
+    """Five clients hardly move; a sixth goes nearly ten learning rates a step, which is within its own bound."""
     samples = torch.full((6,), 4)
     still = {"adapter": {leaf: value.expand(6, *value.shape).clone() for leaf, value in FIRST["adapter"].items()}}
     still["adapter"]["x.B"] += 0.001

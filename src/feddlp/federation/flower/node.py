@@ -205,7 +205,22 @@ class Node:
             if kept.round == number + 1 and kept.order == asked:
                 log.info("round %d was played before; its report is given again", number + 1)
                 return folder.read_report(kept)
+            self._check_order(folder, kept, parcel)
             return self._play(folder, self._stand_before(folder, kept, number), parcel, asked)
+
+    def _check_order(self, folder: StateFolder, kept: Kept, order: Parcel) -> None:
+        """Refuse shared adapters that cannot have become of those that came before."""
+        host, number = self.host(self.facts["method"]), self.facts["round"]
+        first = first_shared(host.lanes[0], host.sites, host.like)
+        follows = kept.report and kept.round <= number
+        before, rounds = (folder.read_order(kept), number - kept.round + 1) if follows else (first, number)
+        try:
+            check_adapters(order.adapters, first)
+            Proportion(host.lanes[0].method, self.told.training, first).check_order(
+                order.adapters, before, rounds, self.most_samples
+            )
+        except RefusedError as refusal:
+            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
 
     def _stand_before(self, folder: StateFolder, kept: Kept, number: int) -> Kept:
         """The state from which a round is played: as it is, or where the server went back by one, so do we.
@@ -228,14 +243,6 @@ class Node:
     def _play(self, folder: StateFolder, kept: Kept, order: Parcel, asked: str) -> Parcel:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
-        try:
-            first = first_shared(host.lanes[0], host.sites, host.like)
-            check_adapters(order.adapters, first)
-            before, rounds = (folder.read_order(kept), number - kept.round + 1) if kept.report else (first, number)
-            bounds = Proportion(host.lanes[0].method, self.told.training, first)
-            bounds.check_order(order.adapters, before, rounds, self.most_samples)
-        except RefusedError as refusal:
-            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)
         host.restore(0, kept.after, kept.wave)
         parts = list(host.play(Order(number, [order.adapters], self.chosen())))

@@ -76,7 +76,9 @@ class Registry:
         """
         for key, value in self.common.items():
             if value != getattr(hello, key):
-                raise RefusedError(f"its {key} is not that of the federation; give every node the same checkpoint")
+                raise RefusedError(
+                    f"its {key} is not that of the federation; give every node the same checkpoint and data"
+                )
         self._check_sizes(hello)
         come = {client: member_of(hello, place) for place, client in enumerate(hello.clients)}
         for client in self.members.keys() & come.keys():
