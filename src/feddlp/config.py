@@ -195,6 +195,10 @@ class DeploymentConfig(Section):
     quorum: float = Field(0.5, gt=0, le=1, description="share of the clients asked that must answer, or the run stops")
     attempts: int = Field(3, ge=1, description="how often a client is asked in a round if its process dies")
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
+    max_samples: int = Field(1_000_000, ge=1, lt=2**53, description="most samples of a kind that a client may have")
+    max_share: float = Field(
+        1.0, gt=0, le=1, description="largest share of one client in an average of three or more; 1 = any"
+    )
 
 
 class Config(Section):

@@ -19,6 +19,7 @@ from feddlp.completeness import missing_rounds
 from feddlp.config import Config, load_config, overridden
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, check_environment, play_rounds, say_rates, say_where
+from feddlp.federation.flower import bindings
 from feddlp.federation.flower.events import Recorder
 from feddlp.federation.flower.inquiry import gather
 from feddlp.federation.flower.nodes import Nodes
@@ -109,9 +110,8 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     registry = Registry.open(folder.path, config)
     facts = {"version": __version__, "experiment": registry.experiment, "configuration": config.to_toml()}
     post = Post(grid, config.deployment.deadline + SPARE)
-    nodes = Nodes(
-        post, registry, Parcel({**facts, "kind": "hello"}), config.data.clients, reporter, journal=reporter.write
-    )
+    greeting, bound = Parcel({**facts, "kind": "hello"}), os.environ.get(bindings.VARIABLE, "")
+    nodes = Nodes(post, registry, greeting, config.data.clients, reporter, bindings=bound, journal=reporter.write)
     gather(nodes, config.deployment)
     registry.close()
     fingerprints = {
