@@ -82,8 +82,8 @@ class NodeSettings:
         if not self.checkpoint and config.model.checkpoint not in EMBEDDED:
             raise UserError(
                 f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is not "
-                "taken on its word: a doctored model can reveal images; start the node with --checkpoint and a folder or hub "
-                "name that you trust"
+                "taken on its word: a doctored model can reveal images; start the node with --checkpoint and a "
+                "folder or hub name that you trust"
             )
         training = {"wave": 0, "client_store": "auto", "memory_limit": self.memory_limit}
         model = {"checkpoint": self.checkpoint or config.model.checkpoint, "device": self.device or "auto"}
