@@ -26,7 +26,8 @@ from feddlp import experiment
 from feddlp.allocator import keep_freed_memory
 from feddlp.config import validate
 from feddlp.federation.rounds import Federation
-from feddlp.memory import MIB, used_bytes
+from feddlp.files import MIB
+from feddlp.memory import used_bytes
 from feddlp.training.cohort import Cohort
 
 JOINING, IMAGES, WARM_UP = 10, 64, 2

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from feddlp import cli
 
-LOADED = ["feddlp.bench.measure", "feddlp.inference", "feddlp.printing", "feddlp.reproduce", "sklearn.datasets"]
+LOADED = ["feddlp.api", "feddlp.bench.measure", "feddlp.printing", "feddlp.reproduce", "sklearn.datasets"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(LOADED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,12 @@ ROOT = Path(feddlp.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 LONGEST = 350
+HEAVY = {"torch", "transformers", "safetensors.torch", "sklearn", "flwr"}
+LIGHT = (  # what commands that only read, or pass settings on, begin with
+    *("cli", "completeness", "config", "data.check", "data.datasets", "hyperparameters", "printing", "records"),
+    *("report.page", "report.sweeps", "federation.flower.keys", "federation.flower.inventory"),
+    *("federation.flower.machines", "federation.flower.processes", "federation.flower.statefolder"),
+)
 FORBIDDEN = {"torchvision", "pandas", "seaborn", "pickle", "cPickle", "dill", "joblib", "cloudpickle"}
 
 
@@ -35,16 +42,31 @@ def within(module: str, *packages: str) -> bool:
 @cache
 def imports(module: str) -> frozenset[str]:
     """Every module that a module names in an import, wherever in the file, `from package import module` resolved."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in MODULES else str(node.module))
-    return frozenset(found)
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return frozenset(name for node in ast.walk(tree) for name in named_in(node))
+
+
+def named_in(node: ast.AST) -> Iterator[str]:
+    """The modules that one import names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "a relative import"
+        for alias in node.names:
+            whole = f"{node.module}.{alias.name}"
+            yield whole if whole in MODULES else str(node.module)
+
+
+def loaded(module: str) -> set[str]:
+    """Every module that is loaded with a module: what it imports outside of functions, but for annotations alone."""
+    seen, waiting = set(), {module}
+    while waiting:
+        seen |= waiting
+        trees = [ast.parse(MODULES[one].read_text(encoding="utf-8")) for one in waiting if one in MODULES]
+        named = {name for tree in trees for statement in tree.body for name in named_in(statement)}
+        waiting = {".".join(parts[: n + 1]) for name in named for parts in [name.split(".")] for n in range(len(parts))}
+        waiting -= seen
+    return seen
 
 
 def own(module: str) -> set[str]:
@@ -84,13 +106,19 @@ def test_methods_import_losses_adapters_batches_and_their_base(module):
 
 @pytest.mark.parametrize("module", modules_in("feddlp.model", "feddlp.training.losses", "feddlp.data"))
 def test_model_losses_and_data_know_nothing_of_federation(module):
-    assert [name for name in reached(module) if within(name, "feddlp.federation")] == []
+    assert [name for name in loaded(module) if within(name, "feddlp.federation")] == []
 
 
 @pytest.mark.parametrize("module", modules_in("feddlp.report"))
 def test_reports_are_made_from_records_and_costs_alone(module):
     allowed = ("feddlp.records", "feddlp.costs", "feddlp.errors", "feddlp.files", "feddlp.report")
     assert [name for name in own(module) if not within(name, *allowed)] == []
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_only_reads_loads_nothing_heavy(module):
+    assert {"torch", "feddlp.errors"} <= loaded("feddlp.methods.flora")
+    assert loaded(f"feddlp.{module}") & HEAVY == set()
 
 
 def test_only_one_folder_knows_flower():

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from feddlp import experiment, trained
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
@@ -23,7 +21,7 @@ from feddlp.export import Exported, export
 from feddlp.inference import Predictor, load_base, load_predictor, of_client
 from feddlp.materials import pick_device, who_joins_late
 from feddlp.model.backbone import Backbone
-from feddlp.progress import make_reporter
+from feddlp.progress import Console, make_reporter
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Which
 
@@ -91,7 +89,8 @@ class Run:
     @cached_property
     def _backbone(self) -> Backbone:
         model, fingerprint = self.config.model, self.folder.read_environment().get("backbone", "")
-        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, pick_device("auto"))
+        device, resizing = pick_device("auto"), self.config.data.resize
+        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, device, resizing)
 
 
 def run(config: Config | None = None, reporter: Reporter | None = None) -> Run:

@@ -12,9 +12,9 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -28,11 +28,11 @@ from pydantic import (
 )
 
 from feddlp.data.datasets import FROM_DISK
-from feddlp.data.dealing import Splits
 from feddlp.data.paper_sets import PAPER_SETS
-from feddlp.data.partition import PartitionName
-from feddlp.data.source import OnBadImage
+from feddlp.data.partition import PartitionName, Splits
+from feddlp.data.source import OnBadImage, Resizing
 from feddlp.errors import UserError, nearest
+from feddlp.files import read_given
 from feddlp.hyperparameters import (
     CHECKED,
     PresetName,
@@ -40,17 +40,25 @@ from feddlp.hyperparameters import (
     base_of,
     build_method,
     check_method_tables,
+    demo,
     explain,
     options_model,
     resolve_preset,
-    rounds_of,
+    with_preset,
 )
-from feddlp.methods import registry
-from feddlp.methods.base import Method
-from feddlp.model.backbone import Adapt
+from feddlp.methods import find_again, registry
+from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
+from feddlp.provenance import OwnMethod, Rate, check_tuning, is_open, recorded
+
+if TYPE_CHECKING:
+    from feddlp.methods.base import Method
 
 Table = dict[str, Any]
+MOST_TOML = 2**20
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
+"""One of a hundred parts: the time that the library takes grows with their square."""
 
 
 def split_names(value: Any) -> Any:
@@ -87,18 +95,9 @@ def gibibytes(value: Any) -> Any:
 
 
 PLACES = (
-    *(
-        "name",
-        "runs_dir",
-        "preset",
-        "data.dataset",
-        "data.on_bad_image",
-        "model.checkpoint",
-        "model.device",
-        "training.rounds",
-    ),
-    *("training.memory_limit", "training.wave", "training.client_store"),
-)
+    "name", "runs_dir", "preset", "data.dataset", "data.on_bad_image", "model.checkpoint", "model.device",
+    "training.rounds", "training.memory_limit", "training.wave", "training.client_store", "tune",
+)  # fmt: skip
 """Keys that may change without changing the results of a round (but for rounding)."""
 
 
@@ -122,6 +121,10 @@ class DataConfig(Section):
         "error", description="what becomes of images that cannot be read: an error, or left out and listed"
     )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
+    train_template: str = Field("", description="prompt for training alone; empty = the same as for scoring")
+    resize: Resizing = Field(
+        "crop", description="crop = as the checkpoint's image processor does; squash = to a square, nothing cut off"
+    )
     partition: PartitionName = Field(
         "dirichlet",
         description="dirichlet, pathological, iid, few_shot_iid, few_shot_pathological, or natural = as the data say",
@@ -192,10 +195,18 @@ class DeploymentConfig(Section):
     quorum: float = Field(0.5, gt=0, le=1, description="share of the clients asked that must answer, or the run stops")
     attempts: int = Field(3, ge=1, description="how often a client is asked in a round if its process dies")
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
+    max_samples: int = Field(1_000_000, ge=1, lt=2**53, description="most samples of a kind that a client may have")
+    max_share: float = Field(
+        1.0, gt=0, le=1, description="largest share of one client in an average of three or more; 1 = any"
+    )
 
 
 class Config(Section):
-    """A complete run."""
+    """A complete run.
+
+    `own_methods` and `rates` are written by a run. The former is read on this machine alone: code is never loaded from
+    where somebody else's configuration says.
+    """
 
     name: Annotated[str, BeforeValidator(lambda value: str(value))] = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name"
@@ -206,11 +217,14 @@ class Config(Section):
     preset: PresetName = Field(
         "auto", description="where open hyper-parameters come from: tuned, paper or authors; auto = by checkpoint"
     )
+    tune: bool = Field(False, description="first choose learning rates on validation data, all from one short grid")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
+    rates: dict[str, Rate] = Field(default_factory=dict, description="where the learning rates come from")
+    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -218,18 +232,22 @@ class Config(Section):
         Raises:
             UserError: an unknown or repeated method, an unknown field, or a value out of range.
         """
-        preset = resolve_preset(self.preset, self.model.checkpoint)
-        setting = Setting(preset, self.model.adapt, self.data.known_as, self.data.dirichlet_beta)
         check_method_tables(self.methods, self.method)
-        return {name: build_method(name, self.method, setting) for name in self.methods}
+        return {name: build_method(name, self.method, self.setting) for name in self.methods}
+
+    @property
+    def setting(self) -> Setting:
+        """What the preset's values depend on."""
+        preset = resolve_preset(self.preset, self.model.checkpoint)
+        return Setting(preset, self.model.adapt, self.data.known_as, self.data.dirichlet_beta)
 
     def fingerprint(self) -> str:
         """A digest of what decides the results. Places may change, and so may the number of rounds.
 
-        (The images and weights behind those places have fingerprints of their own, and what a preset decides is
-        written out.)
+        (The images, the weights and the code behind those places have fingerprints of their own, and what a preset
+        decides is written out.)
         """
-        table = tomllib.loads(self.to_toml())
+        table = self._table()
         for path in PLACES:
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
@@ -237,13 +255,21 @@ class Config(Section):
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """Every key with its value, method fields included: a file that runs this again."""
-        table = self.model_dump()
+        """Every key with its value, method fields included, and what a run records: a file that runs this again."""
+        text = tomli_w.dumps(self._table() | recorded(self))
+        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+            raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
+        return text
+
+    def _table(self) -> Table:
+        table = self.model_dump(exclude={"rates", "own_methods"})
         table["method"] = {
             name: ({} if name in registry() else {"variant_of": base_of(name, self.method)}) | asdict(method)
             for name, method in self.build_methods().items()
         }
-        return tomli_w.dumps(table)
+        for name in filter(partial(is_open, self), table["method"]):
+            del table["method"][name]["lr"]
+        return table
 
 
 def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, list[str]]:
@@ -258,9 +284,25 @@ def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, 
 def parse_value(text: str) -> Any:
     """A TOML value; what is none is taken as a string, so that words need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
+
+
+def parse_toml(text: str) -> Table:
+    """TOML, as far as it is of a size and depth that the library reads within seconds.
+
+    Raises:
+        ValueError: it is not TOML, or too long or too deep.
+    """
+    if len(text) > MOST_TOML:
+        raise ValueError(f"more than {MOST_TOML:,} characters")
+    try:
+        if LONG_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def apply_override(table: Table, override: str) -> None:
@@ -289,48 +331,60 @@ def depth(override: str) -> int:
     return override.partition("=")[0].count(".")
 
 
-def validate(table: Table) -> Config:
-    """A checked configuration.
+def validate(table: Table, own: bool = False) -> Config:
+    """A checked configuration. own: it lies on this machine, and may say where methods are
+
+    Raises:
+        UserError: one line that names the first wrong key.
+    """
+    config = check_sections(with_preset(table))
+    if own:
+        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
+    config.to_toml()
+    check_tuning(config)
+    return config
+
+
+def recorded_config(path: Path) -> Config:
+    """The config.toml of a run folder, complete as `Config.to_toml` wrote it; its methods are not built."""
+    return check_sections(read_table(path))
+
+
+def check_sections(table: Table) -> Config:
+    """A configuration, all checked but the hyper-parameters of the methods.
 
     Raises:
         UserError: one line that names the first wrong key.
     """
     try:
-        config = Config(**table)
+        return Config(**table)
     except ValidationError as error:
         methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
         raise UserError(explain(error, "", valid_keys() | methods)) from error
-    config = fill_in(config)
-    config.build_methods()
-    return config
-
-
-def fill_in(config: Config) -> Config:
-    """What the preset decides outside of the methods: the rounds, where they were left open."""
-    rounds = rounds_of(resolve_preset(config.preset, config.model.checkpoint))
-    if "rounds" in config.training.model_fields_set or not rounds:
-        return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"rounds": rounds})})
 
 
 def read_table(path: Path) -> Table:
     """A TOML file as a dictionary."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_given(path, MOST_TOML).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the encoding too
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
-    table = read_table(path) if path else tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
-    return overridden(table, overrides)
+    if path:
+        return overridden(read_table(path), overrides, own=True)
+    asked = [text.strip() for key, _, text in (word.partition("=") for word in overrides) if key.strip() == "preset"]
+    return overridden(demo(asked[-1] if asked else "auto"), overrides)
 
 
-def overridden(table: Table, overrides: Sequence[str]) -> Config:
-    """A checked configuration, with overrides on top."""
+def overridden(table: Table, overrides: Sequence[str], own: bool = False) -> Config:
+    """A checked configuration, with overrides on top; own as in `validate`."""
     for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
-    return validate(table)
+    if overrides:
+        table.pop("rates", None)  # what was tuned, was tuned for the configuration as it was
+    return validate(table, own)

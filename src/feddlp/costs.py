@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from feddlp.methods.base import Method
 from feddlp.model.adapters import Site
 
-MIB = 2**20
-
 
 def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:
     """Parameters that one client trains, by adapter."""
@@ -18,16 +16,6 @@ def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str,
         leaves = [(leaf, shape) for site, at in sites.items() for leaf, shape in named(site, adapter.shapes(site, at))]
         counts[name] = sum(math.prod(shape) for leaf, shape in leaves if method.learns(name, leaf))
     return {name: count for name, count in counts.items() if name not in method.frozen}
-
-
-def sent_parameters(method: Method, sites: Mapping[str, Site]) -> int:
-    """Parameters that travel in one direction, of a client that has pruned nothing."""
-    total = 0
-    for name in method.shared:
-        for site, at in sites.items():
-            shapes = method.adapters()[name].shapes(site, at)
-            total += sum(math.prod(shape) for leaf, shape in named(site, shapes) if method.sends(name, leaf))
-    return total
 
 
 def named(site: str, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:

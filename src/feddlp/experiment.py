@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,11 +11,13 @@ from feddlp.config import Config, load_config
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.newcomers import join
-from feddlp.federation.rounds import Clients, Federation, planned_rounds
+from feddlp.federation.rounds import Clients, Federation
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
+from feddlp.provenance import code_digest, learning_rates
 from feddlp.records import ROSTER, TAKEN, RunFolder, environment
+from feddlp.report.rates import described
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -101,7 +102,8 @@ def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: H
 
 def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
-    fingerprints = {"configuration": entry.config.fingerprint(), **materials.fingerprints}
+    config = entry.config
+    fingerprints = {"configuration": config.fingerprint(), "code": code_digest(config), **materials.fingerprints}
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.write_partition(materials.partition)
     entry.folder.write_left_out(materials.left_out)
@@ -111,9 +113,20 @@ def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
 def execute(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Bring a run folder to its end, from wherever it stands."""
     with entry.folder.locked():
+        if entry.config.tune:
+            from feddlp.tuning import tune  # which plays its trials as this module does
+
+            entry = tune(entry, materials, reporter)
         open_folder(entry, materials, reporter)
+        say_rates(entry.config, reporter)
         for name in entry.config.methods:
             play([entry], name, materials, reporter)
+
+
+def say_rates(config: Config, reporter: preparation.Reporter) -> None:
+    """Which learning rates a run has, and where they come from."""
+    if rates := {name: rate.model_dump() for name, rate in learning_rates(config).items()}:
+        reporter.note(described(rates))
 
 
 def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], reporter: Reporter) -> None:
@@ -124,8 +137,8 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
         return
     if TAKEN in recorded:
         raise UserError(f"{folder.path} holds models that were taken from a node; use it with: feddlp export")
-    for key in ("configuration", "data", "backbone"):
-        if recorded.get(key) != fingerprints[key]:
+    for key in ("code", "configuration", "data", "backbone"):
+        if recorded.get(key, "") != fingerprints[key]:
             raise UserError(
                 f"{folder.path}: the {key} is not the one that the run began with; put it back, or start a new run"
             )
@@ -162,26 +175,3 @@ def resume(path: Path, reporter: Reporter) -> RunFolder:
     config = load_config(folder.config)
     execute(Entry(folder, config), preparation.prepare(config, reporter), reporter)
     return folder
-
-
-def missing_rounds(folder: RunFolder, config: Config | None = None) -> str:
-    """What a run has still to play, for example "feddlp 3, local 12 rounds"; empty when it is finished.
-
-    Args:
-        config: what it should hold; as its own configuration says where left out.
-    """
-    config = config or load_config(folder.config)
-    played = Counter(row["method"] for row in folder.read_rounds())
-    gaps = {
-        name: planned_rounds(method, config.training.rounds) - played[name]
-        for name, method in config.build_methods().items()
-    }
-    listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items() if gap > 0)
-    return f"{listed} rounds" if listed else ""
-
-
-def missing_newcomers(folder: RunFolder, config: Config | None = None) -> str:
-    """The methods that the newcomers have not joined yet, for example "feddlp, local"; arguments as above."""
-    config = config or load_config(folder.config)
-    joined = folder.read_newcomers() if config.data.newcomers else config.methods
-    return ", ".join(name for name in config.methods if name not in joined)

@@ -120,10 +120,11 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         checkpoint=config.model.checkpoint,
         adapt=config.model.adapt,
         dtype=config.model.dtype,
+        resize=config.data.resize,
         backbone=folder.read_environment().get("backbone", ""),
         class_names=class_names,
         template=template,
-        data=without_folders(config.data.dataset),
+        data=data_of(folder, config),
         method=model.method,
         client=model.client,
         client_name=(names_of(folder) or [""] * config.data.clients)[model.client],
@@ -131,6 +132,12 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         round=model.round,
         adapter=model.which,
     )
+
+
+def data_of(folder: RunFolder, config: Config) -> str:
+    """What the model learnt from, as it may be told."""
+    own = (folder.read_partition() or {}).get("own_data")
+    return "the sites' own images" if own else without_folders(config.data.dataset)
 
 
 def without_folders(dataset: str) -> str:
@@ -182,7 +189,9 @@ def peft_config(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
 
 def merged(manifest: Manifest, model: ClientModel) -> Backbone:
     """The base with the client's changes in its weights."""
-    backbone = load_base(manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone)
+    backbone = load_base(
+        manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone, resizing=manifest.resize
+    )
     weights = backbone.model.to(trained_dtype(backbone.model.dtype))
     add(weights, differences(model))
     weights.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded

@@ -18,14 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from feddlp.errors import UserError, nearest
-from feddlp.methods import registry
-from feddlp.methods.base import Method
+from feddlp.methods import registry, summaries
 from feddlp.model.hub import EMBEDDED
+
+if TYPE_CHECKING:
+    from feddlp.methods.base import Method
 
 CHECKED = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder's name
@@ -48,6 +50,22 @@ def asset(name: str) -> Table:
     return tomllib.loads(files("feddlp").joinpath(f"assets/{name}").read_text("utf-8"))
 
 
+def with_preset(table: Table) -> Table:
+    """A configuration with what its preset decides outside of the methods, where it leaves that open."""
+    found = sections_of(str(table.get("preset")))
+    return table | {
+        section: keys | own for section, keys in found.items() if isinstance(own := table.get(section, {}), dict)
+    }
+
+
+def demo(preset: str) -> Table:
+    """The demo's configuration, less what the preset decides."""
+    found = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in asset("demo.toml").items()}
+    for section, keys in sections_of(preset).items():
+        found[section] = {key: value for key, value in found[section].items() if key not in keys}
+    return found
+
+
 def variants() -> dict[str, Table]:
     """The named variants that come with the package."""
     return asset("variants.toml")
@@ -55,8 +73,7 @@ def variants() -> dict[str, Table]:
 
 def descriptions() -> dict[str, str]:
     """One line for each method, from its docstring, and for each variant."""
-    methods = {name: (method.__doc__ or "").splitlines()[0] for name, method in registry().items()}
-    return methods | {name: table["summary"] for name, table in variants().items()}
+    return summaries() | {name: table["summary"] for name, table in variants().items()}
 
 
 def known_names(tables: Mapping[str, Any]) -> list[str]:
@@ -97,10 +114,10 @@ def resolve_preset(preset: str, checkpoint: str) -> str:
     return preset
 
 
-def rounds_of(preset: str) -> int | None:
-    """The number of rounds that a preset stands for; None where it leaves them open."""
-    rounds: int | None = asset("presets.toml")[preset].get("training", {}).get("rounds")
-    return rounds
+def sections_of(preset: str) -> dict[str, Table]:
+    """The keys outside of the methods that a preset sets, by section."""
+    table = asset("presets.toml").get(preset, {})
+    return {section: table[section] for section in ("data", "training") if section in table}
 
 
 def preset_fields(setting: Setting, name: str, method: str) -> Table:
@@ -115,13 +132,30 @@ def preset_fields(setting: Setting, name: str, method: str) -> Table:
     own = any(name in rates[key] for key in rates)
     row = alike.get(name) or (name if own else alike.get(method, method))
     column = 0 if setting.beta >= math.sqrt(0.1 * 0.01) else 1  # the nearer of the paper's two
-    found = dict(preset.get("method", {}))
+    found: Table = preset.get("method", {}) | preset.get("one_method", {}).get(method, {})
     for source in (rates["any"], rates.get(setting.known_as, {})):
         if row in source:
             found["lr"] = source[row][column]
         if row == "feddlp" and "kd_weight" in source:
             found["kd_weight"] = source["kd_weight"][column]
     return found
+
+
+def source_of(name: str, method: Method, tables: Mapping[str, Any], setting: Setting, data: str) -> tuple[str, bool]:
+    """Where a learning rate comes from, in words, and whether it was chosen on validation data of these images."""
+    base = base_of(name, tables)
+    published = asset("presets.toml")["published"]["text" if setting.adapt == "text" else "image"]
+    row = asset("presets.toml")["same_rates"].get(base, base)
+    rate = preset_fields(setting, name, base).get("lr")
+    if method.lr != (options_model(base).model_fields["lr"].default if rate is None else rate):
+        return "as configured", False
+    if rate is None:
+        return "the method's default", False
+    if setting.preset == "tuned":
+        return "preset tuned: chosen for tiny-clip on the digits", data == "digits" and setting.adapt != "both"
+    if {name, row} & published.get(setting.known_as, {}).keys():
+        return f"preset {setting.preset}: published for {setting.known_as}", False
+    return f"preset {setting.preset}: a middle of those published for other data", False
 
 
 @cache

@@ -25,13 +25,14 @@ from feddlp.data.folders import files_below
 from feddlp.data.pictures import PictureFile, to_rgb
 from feddlp.data.preparation import open_all, thread_pool
 from feddlp.data.prompts import class_prompts
-from feddlp.data.source import LeftOut, Picture
+from feddlp.data.source import LeftOut, Picture, Resizing
 from feddlp.errors import UserError, nearest
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
+from feddlp.model import Adapt
 from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Theta
-from feddlp.model.backbone import Adapt, Backbone
+from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
 from feddlp.trained import ClientModel, Rule, has_both_factors
@@ -215,7 +216,9 @@ def load_predictor(folder: str | Path, checkpoint: str | None = None, device: st
     folder = Path(folder)
     manifest = Manifest.read(folder)
     source = str(folder) if manifest.merged else checkpoint or manifest.checkpoint
-    backbone = load_base(source, manifest.adapt, manifest.dtype, manifest.backbone, pick_device(device))
+    backbone = load_base(
+        source, manifest.adapt, manifest.dtype, manifest.backbone, pick_device(device), manifest.resize
+    )
     theta: dict[str, Theta] = {} if manifest.merged else {"adapter": read_adapter(folder, backbone)}
     adapters: dict[str, Adapter] = {name: LoRA(rank=1, lora_alpha=1) for name in theta}  # the scaling is in B
 
@@ -225,13 +228,15 @@ def load_predictor(folder: str | Path, checkpoint: str | None = None, device: st
     return Predictor(backbone, manifest.class_names, manifest.template, adapters, theta, rule)
 
 
-def load_base(checkpoint: str, adapt: Adapt, dtype: str, fingerprint: str, device: str = "cpu") -> Backbone:
+def load_base(
+    checkpoint: str, adapt: Adapt, dtype: str, fingerprint: str, device: str = "cpu", resizing: Resizing = "crop"
+) -> Backbone:
     """The frozen model that a client's stands on.
 
     Raises:
         UserError: it cannot be loaded, or has other weights.
     """
-    backbone = load_backbone(checkpoint, adapt, device, getattr(torch, dtype))
+    backbone = load_backbone(checkpoint, adapt, device, getattr(torch, dtype), resizing)
     if backbone.fingerprint() != fingerprint:
         raise UserError(f"{checkpoint} has not the weights that the model was made with; give the right checkpoint")
     return backbone

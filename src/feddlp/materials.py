@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from feddlp.config import Config
 from feddlp.data import datasets
 from feddlp.data.batches import ClientData
-from feddlp.data.cache import PixelCache, cache_root, cached_features
-from feddlp.data.csv_tables import table
+from feddlp.data.cache import PixelCache, cached_features
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.datasets import Dataset
-from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
-from feddlp.data.folders import clients, one_client
 from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
-from feddlp.data.source import PARTS, LeftOut, Part, Source
-from feddlp.data.splits import ClientSplit, class_counts
+from feddlp.data.source import PARTS, LeftOut, Source
+from feddlp.data.splits import ClientSplit, class_counts, split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
@@ -32,11 +28,6 @@ from feddlp.randomness import generator
 
 FEW_SAMPLES = 30
 NAMED = 3  # files in a message
-OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
-    "folder": one_client,
-    "clients": partial(clients, least=1),
-    "csv": partial(table, least=1),
-}
 CHARACTERS = ("digits", "glyphs")  # data sets that show what the embedded model has learnt to read
 
 
@@ -94,7 +85,7 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     """
     source = own_source(config, share) if share else datasets.find(config.data.dataset)
     ids = share.clients if share else ()
-    splits = deal_out(config, source.labels, source.clients, source.parts, ids)
+    splits = split_clients(source.labels, config.data, source.clients, source.parts, ids)
     say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
@@ -105,40 +96,40 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
         config.model.adapt,
         pick_device(config.model.device),
         getattr(torch, config.model.dtype),
+        config.data.resize,
     )
     encoded = encode_prompts(backbone, prompts)
+    if config.data.train_template:
+        learned = encode_prompts(backbone, class_prompts(class_names, config.data.train_template))
+        encoded = replace(encoded, training=learned)
     dataset = open_images(config, source, backbone, reporter)
     if dataset.left_out:
-        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts, ids)
+        splits = split_clients(dataset.labels, config.data, dataset.clients, dataset.parts, ids)
         describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
         inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
     labels = among(class_names, source.class_names)[dataset.labels].to(backbone.device)
-    partition = {
+    partition: dict[str, Any] = {
         "class_names": list(class_names),
         "template": template,
         "clients": class_counts(splits, labels.cpu().numpy(), len(class_names)),
         "newcomers": late,
     }
+    data = replace(client_data(inputs, labels, splits, members), ids=tuple(ids or members))
     if config.data.partition == "natural":
-        partition["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
+        names = partition["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
+        data = replace(data, names=dict(zip(ids or range(len(names)), names, strict=True)))
     return Materials(
         backbone=backbone,
         prompts=encoded,
-        data=replace(client_data(inputs, labels, splits, members), ids=tuple(ids or members)),
+        data=data,
         newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=partition,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},
         left_out=dataset.left_out,
     )
-
-
-def find_own(dataset: str) -> Source:
-    """What a site has, be it of one class only; a plain folder is one client's."""
-    kind, _, argument = dataset.partition(":")
-    return OWN[kind](argument) if kind in OWN else datasets.find(dataset)
 
 
 def own_source(config: Config, share: Share) -> Source:
@@ -147,7 +138,7 @@ def own_source(config: Config, share: Share) -> Source:
     Raises:
         UserError: data of more clients than `share` names, or of fewer.
     """
-    source = find_own(config.data.dataset)
+    source = datasets.find_own(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
     names = sorted(set(owners))
     if len(names) == share.of > len(share.clients):
@@ -231,40 +222,6 @@ def client_data(
     """The three parts of some clients' samples."""
     parts = (ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids)) for part in PARTS)
     return FederatedData(tuple(ids), *parts)
-
-
-def deal_out(
-    config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = (), ids: Sequence[int] = ()
-) -> list[ClientSplit]:
-    """Partition and split as the configuration says. ids: who the clients are, if not 0, 1, ..."""
-    data = config.data
-    if data.newcomers >= data.clients:
-        raise UserError(
-            f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
-            f"use at most {data.clients - 1}"
-        )
-    if data.splits == "official" and not parts:
-        raise UserError(
-            f"data.splits=official: {data.dataset} has no official splits; use data.splits=merged, "
-            "or csv: with a column split"
-        )
-    return deal(
-        np.asarray(labels),
-        name=data.partition,
-        clients=data.clients,
-        dirichlet_beta=data.dirichlet_beta,
-        classes_per_client=data.classes_per_client,
-        shots=data.shots,
-        min_samples=data.min_samples,
-        test_set=data.test_set,
-        test_share=data.test_share,
-        validation_share=data.validation_share,
-        stratified=data.stratified,
-        seed=data.partition_seed,
-        owners=owners,
-        parts=parts if data.splits == "official" else (),
-        ids=ids,
-    )
 
 
 def describe_data(config: Config, classes: int, splits: list[ClientSplit], reporter: Reporter) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from feddlp.files import MIB
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, CGROUPS, CGROUP_ROOT = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-MIB = 2**20
 
 
 def reset_peak() -> None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from feddlp.bench import text as bench_text
+from feddlp.completeness import missing_newcomers, missing_rounds
 from feddlp.errors import UserError
-from feddlp.experiment import missing_newcomers, missing_rounds
-from feddlp.export import Exported
 from feddlp.files import write_atomically
-from feddlp.inference import ClassScore, Prediction
+from feddlp.names import csv_text, printable
+from feddlp.progress import Console
 from feddlp.records import TAKEN, RunFolder
-from feddlp.report.page import write_report
 from feddlp.report.paper_forms import PaperTable, Which, text
+from feddlp.report.rates import described
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
+
+if TYPE_CHECKING:
+    from feddlp.export import Exported
+    from feddlp.inference import ClassScore, Prediction
 
 
 def printer(console: Console) -> Console:
@@ -44,11 +46,24 @@ def print_run(folder: RunFolder, console: Console) -> None:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     out = printer(console)
     out.print(*comparison(summarise(rows), str(folder.path)))
+    if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
+        out.print(f"{described(rates).capitalize()}.", highlight=False, markup=False)
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
+    if names := names_of_clients(folder):
+        out.print(f"Clients: {names}.", highlight=False, markup=False)
     if lack := unfinished(folder):
-        out.print(f"Unfinished {lack}.", highlight=False)
-        out.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"Unfinished {lack}.")
+        out.print(f"Go on with: feddlp resume {folder.path}", soft_wrap=True)
+
+
+def names_of_clients(folder: RunFolder) -> str:
+    """The clients that have names, by their numbers."""
+    if not folder.clients.is_file():
+        return ""
+    rows = csv.DictReader(io.StringIO(folder.clients.read_text(encoding="utf-8")))
+    names = {int(row["client"]): row["name"] for row in rows if row.get("name")}
+    return ", ".join(f"{client} ({name})" for client, name in sorted(names.items()))
 
 
 def unfinished(folder: RunFolder) -> str:
@@ -62,6 +77,8 @@ def unfinished(folder: RunFolder) -> str:
 
 def print_finished(folder: RunFolder, console: Console) -> None:
     """The tables of a run that came to its end, and its page."""
+    from feddlp.report.page import write_report
+
     write_report([folder], page_of(folder))
     print_again(folder, console)
 
@@ -69,7 +86,7 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_again(folder: RunFolder, console: Console) -> None:
     """The same of a run whose page is written already."""
     print_run(folder, console)
-    printer(console).print(f"report: {page_of(folder)}", highlight=False, markup=False, soft_wrap=True)
+    printer(console).print(f"report: {page_of(folder)}", soft_wrap=True)
 
 
 def page_of(folder: RunFolder) -> Path:
@@ -83,9 +100,9 @@ def print_sweep(path: Path, console: Console) -> None:
     lines = summarise_choices(path, choices)
     out.print(*sweep_tables(path, lines))
     if not finished:
-        out.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
+        out.print("Unfinished: methods are missing; start the sweep again to go on.")
     write_atomically(path / "results.csv", sweep_csv(lines).encode())
-    out.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"as CSV: {path / 'results.csv'}", soft_wrap=True)
 
 
 def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: Path | None, console: Console) -> None:
@@ -93,24 +110,15 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
     out = printer(console)
     for table in tables:
         out.print(*text(table, which))
-    out.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"as CSV: {csv}", soft_wrap=True)
     if page:
-        out.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
-    """A measurement, for people or for machines."""
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_list(dict(bench_text.describe(result)))
+        out.print(f"report: {page}", soft_wrap=True)
 
 
 def print_exported(exported: Exported) -> None:
     """Where a model is now, and how to use it."""
     about, ranks = exported.manifest, exported.ranks
-    whose = f"client {about.client}" if about.adapter == "local" else "the server"
-    print(f"{exported.folder}: {about.method} of {whose} after round {about.round}, {form_of(exported)}")
+    print(f"{exported.folder}: {about.about}, {form_of(exported)}")
     if not ranks and not about.merged:
         print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
     print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")
@@ -133,7 +141,7 @@ def predictions(found: Iterable[Prediction], form: str) -> Iterator[str]:
     else:
         for one in found:
             if one.classes:
-                yield "  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes))) + "\n"
+                yield printable("  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes)))) + "\n"
 
 
 def prediction_object(one: Prediction) -> dict[str, Any]:
@@ -144,11 +152,13 @@ def prediction_object(one: Prediction) -> dict[str, Any]:
 
 def scores(found: Sequence[ClassScore], form: str) -> str:
     """Accuracy in all and class by class, in %, as text, CSV or JSON."""
+    from feddlp.inference import ClassScore
+
     total = ClassScore("all", sum(one.images for one in found), sum(one.correct for one in found))
     if form == "json":
         objects = [score_object(one) for one in found]
         return json.dumps({**score_object(total), "classes": objects}, indent=1) + "\n"
-    rows = [tuple(score_object(one).values()) for one in (*found, total)]
+    rows = [(printable(one.name), *list(score_object(one).values())[1:]) for one in (*found, total)]
     if form == "csv":
         return csv_text([("class", "images", "correct", "accuracy"), *rows])
     width = max(len(name) for name, *_ in rows)
@@ -158,9 +168,3 @@ def scores(found: Sequence[ClassScore], form: str) -> str:
 def score_object(one: ClassScore) -> dict[str, Any]:
     share = round(100 * one.correct / one.images, 6) if one.images else 0.0
     return {"class": one.name, "images": one.images, "correct": one.correct, "accuracy": share}
-
-
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    return table.getvalue()

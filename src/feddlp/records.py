@@ -32,23 +32,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
-from torch import Tensor
 
 from feddlp.errors import UserError
 from feddlp.files import append, checksum, make_folder, write_atomically
+from feddlp.names import csv_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 3
 TAKEN = "taken"  # in environment.json: from which node's folder the models came
 ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
 STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
-    "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
+    "method", "seed", "round", "client", "name", "train_samples", "validation_samples", "test_samples",
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
     "participated", "reported", "bytes_down", "bytes_up",
 )  # fmt: skip
@@ -56,6 +57,8 @@ CLIENT_COLUMNS = (
 
 def environment() -> dict[str, Any]:
     """What else decides the numbers: versions, machine, threads."""
+    import torch
+
     packages = ("feddlp", "torch", "transformers", "numpy", "pillow", "safetensors")
     return {
         "python": platform.python_version(),
@@ -174,9 +177,7 @@ class RunFolder:
     def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""
         if files:
-            table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *files])
-            write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
+            write_atomically(self.path / "left_out.csv", csv_text([("path", "reason"), *files]).encode())
 
     def read_partition(self) -> dict[str, Any] | None:
         """Who holds what; None where the run died before it was written."""
@@ -201,6 +202,8 @@ class RunFolder:
             clients: the client files that belong to it, written before: "file", "sha256", and what else is of use.
             wave: clients side by side.
         """
+        from safetensors.torch import save
+
         folder = self.checkpoint(method)
         make_folder(folder)
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
@@ -235,6 +238,8 @@ class RunFolder:
         """
         if (state := self.checkpoint_state(method)) is None:
             return None
+        from safetensors.torch import load
+
         file = self.checkpoint(method) / state["file"]
         try:
             content = file.read_bytes()

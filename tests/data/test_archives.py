@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from feddlp.data import cache
+from feddlp.data import cache_folder
 from feddlp.data.archives import key_of, unpacked
-from feddlp.data.cache import cache_root
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.datasets import find
 from feddlp.errors import UserError
 
@@ -57,7 +57,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path, how, damage):
 
 def test_without_room_nothing_is_begun(tmp_path, monkeypatch):
     archive = pack(tmp_path)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 99_999}))
+    monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 99_999}))
     with pytest.raises(UserError, match=r"has 98 KiB free, 98 KiB are needed; .* FEDDLP_CACHE"):
         unpacked([archive], [])
     assert left_behind() == []

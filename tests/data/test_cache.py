@@ -12,8 +12,9 @@ import torch
 from filelock import FileLock
 from pictures_factory import noise, resize, save
 
-from feddlp.data import cache, preparation
-from feddlp.data.cache import PixelCache, cache_root, cached_features
+from feddlp.data import cache, cache_folder, preparation
+from feddlp.data.cache import PixelCache, cached_features
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import Progress, in_memory
 from feddlp.errors import UserError
@@ -153,7 +154,7 @@ def test_the_size_is_announced_before_anything_is_opened(pictures, opened, tmp_p
 
 
 def test_a_full_disk_is_reported_before_anything_is_opened(pictures, opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     with pytest.raises(UserError, match=r"cache.* has 1 KiB free, 1 KiB are needed; .* set FEDDLP_CACHE"):
         make(tmp_path)(pictures, resize, silent)
     monkeypatch.undo()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import (
     Debug,
@@ -21,6 +20,7 @@ from feddlp.commands.common import (
     split_words,
 )
 from feddlp.errors import UserError
+from feddlp.progress import Console
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 
@@ -79,7 +79,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     """A federation around a run folder, its progress, and in the end its tables."""
     with needing("federate", "flower"):
         from feddlp.federation.flower.local import federation
-    from feddlp.experiment import missing_rounds
+    from feddlp.completeness import missing_rounds
     from feddlp.printing import print_again, print_finished
     from feddlp.records import RunFolder
 
@@ -191,23 +191,26 @@ def take(
 @app.command()
 def register(
     key: Annotated[Path, typer.Argument(metavar="NAME.pub", help="A node's public key.")],
+    clients: Annotated[str, typer.Option(help="The clients that it may hold, and no others: 3, 0-4 or 0-2,7.")],
     link: Link = ADDRESS,
     keys: Keys = None,
     place: Place = PLACE,
     debug: Debug = False,
 ) -> None:
-    """Let a node in: tell the SuperLink its public key; on the server's machine.
+    """Let a node in: tell the SuperLink its public key and clients; on the server's machine, with the link's --place.
 
     \b
-    feddlp federate register hospital-a.pub --keys keys
+    feddlp federate register hospital-a.pub --clients 0 --keys keys
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines
+        from feddlp.federation.flower.settings import parse_clients, spell
 
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
-    number = machines.control(link, machines.trust(link, keys, False), place).register(key)
-    print(f"{key.stem} may join; to put it out again: feddlp federate unregister {number}")
+    held = parse_clients(clients, "--clients ")
+    number = machines.control(link, machines.trust(link, keys, False), place).register(key, held)
+    print(f"{key.stem} may join with clients {spell(held)}; to put it out again: feddlp federate unregister {number}")
 
 
 @app.command()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import (
     Debug,
@@ -20,6 +19,7 @@ from feddlp.commands.common import (
     split_words,
     whole_numbers,
 )
+from feddlp.progress import Console
 
 
 def run(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from feddlp.data.cache import cache_root, room_for
+from feddlp.data.cache_folder import cache_root, room_for
 from feddlp.data.pictures import PictureFile
 from feddlp.errors import UserError
 from feddlp.files import make_folder

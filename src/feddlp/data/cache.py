@@ -17,9 +17,7 @@ them once.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,22 +35,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from feddlp.data.cache_folder import room_for
 from feddlp.data.preparation import Filled, Pixels, Progress, Resize, fill, pixel_hash, row_shape
 from feddlp.data.source import Picture
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
-from feddlp.memory import MIB
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-FORMAT = 2
+FORMAT = 3
 ALLOCATE = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))  # macOS has none
-
-
-def cache_root() -> Path:
-    """FEDDLP_CACHE, or ~/.cache/feddlp."""
-    return Path(os.environ.get("FEDDLP_CACHE") or "~/.cache/feddlp").expanduser()
 
 
 @contextmanager
@@ -173,29 +166,6 @@ class State(BaseModel):
 def write_state(folder: Path, filled: Filled, digest: Hash) -> None:
     state = State(done=filled.done, bad=filled.bad, sha256=digest.hexdigest())
     write_atomically(folder / "state.json", state.model_dump_json().encode())
-
-
-def room_for(needed: int, folder: Path, present: int = 0) -> str:
-    """What is needed in bytes, where, and how much is free, in words.
-
-    Args:
-        present: bytes of it that are taken already.
-
-    Raises:
-        UserError: not enough.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed - present > free:
-        raise UserError(
-            f"{folder} has {in_units(free)} free, {in_units(needed - present)} are needed; "
-            "free some room or set FEDDLP_CACHE to another folder"
-        )
-    return f"{in_units(needed)} in {folder} ({in_units(free)} are free)"
-
-
-def in_units(size: int) -> str:
-    """A number of bytes as 12 KiB or 3,456 MiB."""
-    return f"{size / MIB:,.0f} MiB" if size >= MIB else f"{math.ceil(size / 1024)} KiB"
 
 
 def open_rows(folder: Path, rows: int, shape: Sequence[int]) -> Tensor:

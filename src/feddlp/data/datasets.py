@@ -9,27 +9,27 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from feddlp.data.csv_tables import table
-from feddlp.data.folders import clients, folder
-from feddlp.data.glyphs import glyphs
+from feddlp.data.folders import clients, folder, one_client
 from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
+from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
 from feddlp.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,13 @@ def digits(argument: str) -> Source:
     return Source("digits", bunch.target.tolist(), names, "a photo of the digit {}.", blocks=chunks)
 
 
+def glyphs(argument: str) -> Source:
+    """glyphs:COUNT, rendered digits, letters and signs for tests of speed and scale; tiny-clip has learnt from such."""
+    from feddlp.data.glyphs import rendered
+
+    return rendered(argument)
+
+
 SOURCES: dict[str, Callable[[str], Source]] = {
     "digits": digits,
     "folder": folder,
@@ -78,6 +85,11 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "glyphs": glyphs,
 }
 FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
+OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
+    "folder": one_client,
+    "clients": partial(clients, least=1),
+    "csv": partial(table, least=1),
+}
 
 
 def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
@@ -102,7 +114,37 @@ def find(dataset: str) -> Source:
         raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
         raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
-    return SOURCES[kind](argument)
+    return each_file_once(SOURCES[kind](argument))
+
+
+def each_file_once(source: Source) -> Source:
+    """A file counts once, by whatever links and paths it is reached; the others are listed.
+
+    Raises:
+        UserError: a file that is of two classes, clients or splits.
+    """
+    first: dict[object, int] = {}
+    places = {index: one.place() for index, one in enumerate(source.pictures) if isinstance(one, PictureFile)}
+    again = {index: one for index, place in places.items() if (one := first.setdefault(place, index)) != index}
+    about = (tuple(source.class_names[label] for label in source.labels), source.clients, source.parts)
+    for index, one in again.items():
+        names = source.pictures[one].name, source.pictures[index].name
+        if differs := [(table[one], table[index]) for table in about if table and table[one] != table[index]]:
+            raise UserError(
+                f"data.dataset: {names[0]} and {names[1]} are one file, under {differs[0][0]!r} and under "
+                f"{differs[0][1]!r}; keep one of them, or make a copy"
+            )
+    listed = [
+        LeftOut(source.pictures[index].name, f"the same file as {source.pictures[one].name}")
+        for index, one in again.items()
+    ]
+    return replace(source.without(again), ignored=[*source.ignored, *listed]) if again else source
+
+
+def find_own(dataset: str) -> Source:
+    """What a site has, be it of one class only; a plain folder is one client's."""
+    kind, _, argument = dataset.partition(":")
+    return each_file_once(OWN[kind](argument)) if kind in OWN else find(dataset)
 
 
 def load(
@@ -122,6 +164,8 @@ def load(
     Raises:
         UserError: pictures that cannot be read, or a class that has no others.
     """
+    import torch
+
     pixels = render(source, resize, progress) if source.blocks else prepare(source.pictures, resize, progress)
     left_out = [LeftOut(source.pictures[index].name, reason) for index, reason in pixels.bad]
     if left_out and on_bad_image == "error":
@@ -159,6 +203,8 @@ def check_kept(source: Source, kept: Source) -> None:
 
 def render(source: Source, resize: Resize, progress: Progress) -> Pixels:
     """The images of a source that makes them on the spot."""
+    import torch
+
     total, done = len(source.labels), 0
     images = torch.empty(0, dtype=torch.uint8)
     for block in source.blocks() if source.blocks else ():
@@ -176,9 +222,9 @@ def at_model_size(block: Block, resize: Resize) -> Tensor:
 
     Images of one size are all treated alike, so where the first is left as it is the others need not be asked for.
     """
-    if not isinstance(block, Tensor):
+    if isinstance(block, Sequence):
         return resize(block)
-    if torch.equal(resize(to_pictures(block[:1])), block[:1]):
+    if resize(to_pictures(block[:1])).equal(block[:1]):
         return block
     return resize(to_pictures(block))
 

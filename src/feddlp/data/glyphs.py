@@ -34,8 +34,8 @@ PALETTE = [(COLOURS[ink], COLOURS[paper]) for ink, paper in permutations(COLOURS
 BITS = 12  # of the fraction, in the coordinates
 
 
-def glyphs(argument: str) -> Source:
-    """glyphs:COUNT, rendered digits, letters and signs for tests of speed and scale; tiny-clip has learnt from such."""
+def rendered(argument: str) -> Source:
+    """The source `glyphs:COUNT`."""
     try:
         count = int(argument or DEFAULT_COUNT)
     except ValueError:

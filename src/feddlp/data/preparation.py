@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from feddlp.data.pictures import BadImage
 from feddlp.data.source import Picture
@@ -25,7 +23,9 @@ from feddlp.data.source import Picture
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-Resize = Callable[[Sequence[Image.Image]], Tensor]
+    from torch import Tensor
+
+Resize: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
 """RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
 
 Progress = Callable[[int, int], None]
@@ -60,6 +60,8 @@ Prepare = Callable[[Sequence[Picture], Resize, Progress], Pixels]
 
 def in_memory(pictures: Sequence[Picture], resize: Resize, progress: Progress) -> Pixels:
     """Everything anew, kept nowhere."""
+    import torch
+
     images = torch.empty(len(pictures), *row_shape(resize), dtype=torch.uint8)
     filled = Filled()
     for filled in fill(images, pictures, resize, Filled()):
@@ -78,11 +80,13 @@ def pixel_hash(images: Tensor) -> Hash:
 
 def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Filled) -> Iterator[Filled]:
     """Write the rows of the pictures that are still to be done, and tell after each chunk. images [N, 3, H, W]"""
+    import torch
+
     pool = thread_pool()
     try:
         while filled.done < len(pictures):
             outcomes = open_all(pool, pictures[filled.done : filled.done + CHUNK], resize)
-            if good := [outcome for outcome in outcomes if isinstance(outcome, Tensor)]:
+            if good := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
                 images[filled.rows : filled.rows + len(good)] = torch.stack(good)
             bad = [(filled.done + i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str)]
             filled = Filled(filled.done + len(outcomes), (*filled.bad, *bad))

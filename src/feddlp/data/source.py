@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
 
 from PIL import Image
-from torch import Tensor
 
-Block = Sequence[Image.Image] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Block: TypeAlias = "Sequence[Image.Image] | Tensor"
 """Some images: in RGB and of any size, or rendered in one size. [n, 3, h, w] uint8"""
 
 T = TypeVar("T")
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 OnBadImage = Literal["error", "skip"]
+Resizing = Literal["crop", "squash"]
 
 
 class Picture(Protocol):

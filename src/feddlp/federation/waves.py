@@ -22,7 +22,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from feddlp.config import TrainingConfig
 from feddlp.data.batches import Batch
 from feddlp.errors import UserError
-from feddlp.memory import MIB, free_bytes, used_bytes
+from feddlp.files import MIB
+from feddlp.memory import free_bytes, used_bytes
 from feddlp.model.family import image_tokens
 from feddlp.training.cohort import Cohort
 

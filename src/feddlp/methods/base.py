@@ -14,6 +14,7 @@ has stepped. So the freezing rule (paper §V-D) needs no code, and the order of 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -105,7 +106,7 @@ class Method(ABC):
         return name in self.shared
 
     def send(self, name: str, theta: Theta) -> Theta:
-        """What leaves the clients of one adapter, [K, ...]."""
+        """What leaves the clients of one adapter, [K, ...]. It may have any form that `take` can take back."""
         return {leaf: value.detach() for leaf, value in theta.items() if self.sends(name, leaf)}
 
     def payload(self, name: str, sent: Theta) -> Tensor:
@@ -114,8 +115,8 @@ class Method(ABC):
         return torch.full((clients,), sum(leaf[0].numel() * leaf.element_size() for leaf in sent.values()))
 
     def take(self, name: str, theta: Theta, received: Theta) -> Theta:
-        """What the clients put in place of their leaves [K, ...] when the server's come, without the K axis."""
-        return {leaf: value.expand_as(theta[leaf]) for leaf, value in received.items()}
+        """What the clients put in place of their leaves [K, ...] when the server's come, as sent without the K axis."""
+        return {leaf: value.expand(len(theta[leaf]), *value.shape) for leaf, value in received.items()}
 
     def receive(self, theta: dict[str, Theta]) -> None:  # noqa: B027 - most methods have nothing to do
         """Called after each download with all adapters of the cohort; the place to keep a frozen copy."""
@@ -127,6 +128,15 @@ class Method(ABC):
     def ce(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy under the method's objective. [K, B, C] -> [K]"""
         return cross_entropy(logits, batch, self.objective)
+
+    @property
+    def longest_step(self) -> float:
+        """The most that a step of Adam can move a number, in learning rates; inf where beta1 > beta2.
+
+        m is a weighted mean of gradients and v of their squares, and no gradient weighs more than (1 - beta1) /
+        (1 - beta2) times as much in m as in v.
+        """
+        return math.sqrt((1 - self.beta1) / (1 - self.beta2)) if self.beta1 <= self.beta2 else math.inf
 
     def optimizer_options(self) -> dict[str, Any]:
         """Keyword arguments of `training.optim.AdamW`."""

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,11 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from feddlp.errors import UserError
-from feddlp.model import pixels
+from feddlp.model import Adapt, pixels
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, WeightSite
 from feddlp.model.family import END_OF_TEXT, family_of
 from feddlp.model.lean import end_of_text, pool_at_end_of_text, pool_in_last_layer, use_quick_gelu
 
-Adapt = Literal["image", "text", "both"]
 TOWERS = ("image", "text")
 
 

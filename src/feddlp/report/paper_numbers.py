@@ -10,7 +10,7 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from feddlp.costs import MIB
+from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.paper_forms import Value, value_of
 from feddlp.report.readings import Picked, accuracy, picked

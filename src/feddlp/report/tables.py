@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from feddlp.costs import MIB
 from feddlp.errors import UserError
+from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.readings import picked
 

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -24,19 +23,22 @@ from torch import Tensor
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
-from feddlp.config import Config, validate
+from feddlp.config import Config, parse_toml, validate
+from feddlp.data.features import AlikeError
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import check_adapters, frozen, one_line
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
+from feddlp.federation.flower.proportion import Proportion
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
+from feddlp.progress import shown
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -92,7 +94,7 @@ class Node:
         try:
             return self._prepared()
         except UserError as error:
-            if self.settings.tell_problems:
+            if self.settings.tell_problems or isinstance(error, AlikeError):
                 raise
             log.error("%s", error)
             raise UserError("its images or its checkpoint cannot be used; its log says why") from error
@@ -109,6 +111,11 @@ class Node:
         """Of the clients that are here."""
         everyone = self.materials.data
         return everyone.select([everyone.ids.index(client) for client in self.settings.clients])
+
+    @property
+    def most_samples(self) -> int:
+        """Training samples of the largest client of the federation, or what the server allows where nobody knows."""
+        return self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
 
     @property
     def belongs(self) -> dict[str, str]:
@@ -136,7 +143,9 @@ class Node:
             "dtype": str(self.host("").like.dtype).removeprefix("torch."),
             "sites": self.sites,
             "left_out": len(found.left_out),
+            "own_data": not self.settings.made_here,
             "classes": self.classes,
+            "totals": None if self.natural else {p: int(getattr(found.data, p).sizes().sum()) for p in PARTS},
         }
         return Parcel(facts)
 
@@ -198,7 +207,22 @@ class Node:
             if kept.round == number + 1 and kept.order == asked:
                 log.info("round %d was played before; its report is given again", number + 1)
                 return folder.read_report(kept)
+            self._check_order(folder, kept, parcel)
             return self._play(folder, self._stand_before(folder, kept, number), parcel, asked)
+
+    def _check_order(self, folder: StateFolder, kept: Kept, order: Parcel) -> None:
+        """Refuse shared adapters that cannot have become of those that came before."""
+        host, number = self.host(self.facts["method"]), self.facts["round"]
+        first = first_shared(host.lanes[0], host.sites, host.like)
+        follows = kept.report and kept.round <= number
+        before, rounds = (folder.read_order(kept), number - kept.round + 1) if follows else (first, number)
+        try:
+            check_adapters(order.adapters, first)
+            Proportion(host.lanes[0].method, self.told.training, first).check_order(
+                order.adapters, before, rounds, self.most_samples
+            )
+        except RefusedError as refusal:
+            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
 
     def _stand_before(self, folder: StateFolder, kept: Kept, number: int) -> Kept:
         """The state from which a round is played: as it is, or where the server went back by one, so do we.
@@ -221,10 +245,6 @@ class Node:
     def _play(self, folder: StateFolder, kept: Kept, order: Parcel, asked: str) -> Parcel:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
-        try:
-            check_adapters(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
-        except RefusedError as refusal:
-            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)
         host.restore(0, kept.after, kept.wave)
         parts = list(host.play(Order(number, [order.adapters], self.chosen())))
@@ -273,7 +293,7 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
     try:
         if (version := parcel.facts["version"]) != __version__:
             raise UserError(f"the server has feddlp {version}, this node {__version__}; install the same")
-        told = validate(tomllib.loads(parcel.facts["configuration"]))
+        told = validate(parse_toml(parcel.facts["configuration"]))
         settings = read_settings(node_config, environment, told.data.clients)
         about["clients"] = list(settings.clients)
         node = Node(settings, told, parcel.facts)
@@ -300,7 +320,7 @@ def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envel
 
 def set_up() -> None:
     """For a process that answers: one log for all that it says, and memory that is used again."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="feddlp: %(message)s")
+    logging.basicConfig(stream=shown(sys.stderr), level=logging.INFO, format="feddlp: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keep_freed_memory()
     quiet_libraries()

@@ -22,18 +22,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import safetensors
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
 
 from feddlp.errors import UserError
-from feddlp.federation.flower.parcels import Parcel, to_bytes
 from feddlp.files import checksum, make_folder, write_atomically
-from feddlp.model.adapters import Theta
 from feddlp.records import read_json, tensor_files
+
+if TYPE_CHECKING:  # whoever only passes settings on asks for a folder's identity, and needs no PyTorch
+    from feddlp.federation.flower.parcels import Parcel
+    from feddlp.model.adapters import Theta
 
 FORMAT = 1
 Blocks = Sequence[Mapping[str, Any]]
@@ -125,6 +126,8 @@ class StateFolder:
 
     def keep_report(self, round: int, report: Parcel, order: Parcel) -> dict[str, str]:
         """Write a report, and the shared adapters that came with its order; not yet committed."""
+        from safetensors.torch import save
+
         parts = {"report": report.adapters, "order": order.adapters}
         tensors = {
             f"{part}/{name}/{leaf}": value.contiguous()
@@ -150,6 +153,10 @@ class StateFolder:
         return self._read(kept, "order").adapters if kept.report else {}
 
     def _read(self, kept: Kept, part: str) -> Parcel:
+        from safetensors.torch import load
+
+        from feddlp.federation.flower.parcels import Parcel
+
         file = self.path / kept.report["file"]
         try:
             content = file.read_bytes()
@@ -198,6 +205,8 @@ def canonical(table: Mapping[str, Any]) -> bytes:
 
 def digest(round: int, chosen: Sequence[int], order: Parcel) -> str:
     """What makes two orders the same: the round, who is asked, and what the server holds."""
+    from feddlp.federation.flower.parcels import to_bytes
+
     found = hashlib.sha256(json.dumps([round, list(chosen)]).encode())
     for name in sorted(order.adapters):
         found.update(name.encode() + os.sep.encode() + to_bytes(order.adapters[name]))
