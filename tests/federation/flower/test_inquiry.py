@@ -394,6 +394,7 @@ def test_a_node_that_does_not_fit_is_refused_once_and_asked_again(changes, line,
     found.grid.nodes[2].says = holding(3).says
     found.time.sleep(REPEAT)
     assert found.ask() == [0, 1, 2, 3] or found.ask(subject="the next") == [0, 1, 2, 3]
+    assert found.nodes.refused == {}
 
 
 SAMPLES = {part: [10] * 4 for part in ("train", "validation", "test")}
