@@ -50,7 +50,7 @@ from feddlp.methods import find_again, registry
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Adapt
 from feddlp.model.hub import EMBEDDED
-from feddlp.provenance import OwnMethod, Rate, check_tuning, is_open, recorded
+from feddlp.provenance import Rate, check_tuning, is_open, recorded
 
 Table = dict[str, Any]
 
@@ -214,7 +214,7 @@ class Config(Section):
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
     rates: dict[str, Rate] = Field(default_factory=dict, description="where the learning rates come from")
-    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
+    own_methods: dict[str, dict[str, str]] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -314,7 +314,7 @@ def validate(table: Table, own: bool = False) -> Config:
         methods = {"method": [field for name in registry() for field in options_model(name).model_fields]}
         raise UserError(explain(error, "", valid_keys() | methods)) from error
     if own:
-        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
+        find_again(config.own_methods)
     config.build_methods()
     check_tuning(config)
     return config
