@@ -73,7 +73,7 @@ def test_every_method_that_learns_is_tuned_on_the_same_grid_on_validation_data(t
         assert rate.tuned
         assert rate.edge == (rate.lr in (1e-6, 3e-3))
         assert found.build_methods()[name].lr == rate.lr
-    assert any(note.startswith("learning rates: ") and "chosen on validation data" in note for note in listener.notes)
+    assert any(note.startswith("Learning rates: ") and "chosen on validation data" in note for note in listener.notes)
 
 
 def test_the_scores_do_not_depend_on_test_data(tuned, tmp_path, monkeypatch):
@@ -173,14 +173,14 @@ def test_the_page_the_terminal_and_the_start_say_the_rates_and_the_caveat(tmp_pa
     method = {"flora": {"lr": 1e-5}, "local": {"lr": 5e-5}}
     listener = Listener()
     run = experiment.run(config(tmp_path, tune=False, method=method, methods=["flora", "local"]), listener)
-    line = "learning rates: flora 1e-05, local 5e-05 (as configured)"
+    line = "Learning rates: flora 1e-05, local 5e-05 (as configured)"
     assert line in listener.notes
     page = render([run])
     against = "; rates differ by method and were not tuned on this data (flora 1e-05, local 5e-05); tune=true chooses"
     assert against in page
-    assert f"<li>{line.capitalize()}.</li>" in page
+    assert f"<li>{line}.</li>" in page
     shown = feddlp("show", str(run.path))
-    assert f"{line.capitalize()}." in " ".join(shown.out.split())
+    assert f"{line}." in " ".join(shown.out.split())
 
 
 def test_a_caveat_is_due_unless_all_was_tuned_here():
@@ -191,4 +191,4 @@ def test_a_caveat_is_due_unless_all_was_tuned_here():
     assert caveat(equal).startswith("rates are equal and were not tuned on this data (a 0.001, b 0.001)")
     assert caveat({"a": equal["a"]}) == "its learning rate was not tuned on this data (a 0.001)"
     rates["b"]["edge"] = True
-    assert described(rates) == "learning rates: a 0.001, b 0.003, the edge of what was tried (x)"
+    assert described(rates) == "Learning rates: a 0.001, b 0.003, the edge of what was tried (x)"

@@ -49,7 +49,7 @@ from feddlp.hyperparameters import (
 from feddlp.methods import find_again, registry
 from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
-from feddlp.provenance import OwnMethod, Rate, check_tuning, is_open, recorded
+from feddlp.provenance import Rate, check_tuning, is_open, recorded
 
 if TYPE_CHECKING:
     from feddlp.methods.base import Method
@@ -224,7 +224,7 @@ class Config(Section):
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
     rates: dict[str, Rate] = Field(default_factory=dict, description="where the learning rates come from")
-    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
+    own_methods: dict[str, dict[str, str]] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -339,7 +339,7 @@ def validate(table: Table, own: bool = False) -> Config:
     """
     config = check_sections(with_preset(table))
     if own:
-        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
+        find_again(config.own_methods)
     config.to_toml()
     check_tuning(config)
     return config

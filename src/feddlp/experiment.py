@@ -15,7 +15,7 @@ from feddlp.federation.rounds import Clients, Federation
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
-from feddlp.provenance import code_digest, learning_rates
+from feddlp.provenance import code_of, learning_rates, own_methods
 from feddlp.records import ROSTER, TAKEN, RunFolder, environment
 from feddlp.report.rates import described
 
@@ -103,7 +103,11 @@ def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: H
 def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
     config = entry.config
-    fingerprints = {"configuration": config.fingerprint(), "code": code_digest(config), **materials.fingerprints}
+    fingerprints = {
+        "configuration": config.fingerprint(),
+        "code": code_of(own_methods(config)),
+        **materials.fingerprints,
+    }
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.write_partition(materials.partition)
     entry.folder.write_left_out(materials.left_out)

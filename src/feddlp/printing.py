@@ -47,7 +47,7 @@ def print_run(folder: RunFolder, console: Console) -> None:
     out = printer(console)
     out.print(*comparison(summarise(rows), str(folder.path)))
     if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
-        out.print(f"{described(rates).capitalize()}.", highlight=False, markup=False)
+        out.print(f"{described(rates)}.", highlight=False, markup=False)
     if newcomers := folder.read_newcomers():
         out.print(newcomers_table(newcomers))
     if names := names_of_clients(folder):

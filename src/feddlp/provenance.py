@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -12,14 +13,6 @@ from feddlp.methods import own_files
 
 if TYPE_CHECKING:
     from feddlp.config import Config
-
-
-class OwnMethod(BaseModel):
-    """A method that is not the package's: its file, and a digest of that."""
-
-    model_config = CHECKED
-    file: str
-    sha256: str
 
 
 class Rate(BaseModel):
@@ -58,17 +51,17 @@ def learning_rates(config: Config) -> dict[str, Rate]:
     return found
 
 
-def code(config: Config) -> dict[str, dict[str, str]]:
+def own_methods(config: Config) -> dict[str, dict[str, str]]:
     """The methods that are not the package's, as they are now: file and digest."""
     return own_files({base_of(name, config.method) for name in config.methods})
 
 
-def code_digest(config: Config) -> str:
+def code_of(methods: Mapping[str, Mapping[str, str]]) -> str:
     """What tells the code of these methods from any other; "" where there are none."""
-    return " ".join(about["sha256"] for about in code(config).values())
+    return " ".join(about.get("sha256", "") for about in methods.values())
 
 
 def recorded(config: Config) -> dict[str, Any]:
     """The sections that a run adds to its configuration."""
     rates = {name: rate.model_dump() for name, rate in learning_rates(config).items()}
-    return {key: section for key, section in (("rates", rates), ("own_methods", code(config))) if section}
+    return {"rates": rates, "own_methods": own_methods(config)}

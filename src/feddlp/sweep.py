@@ -32,7 +32,7 @@ from feddlp.experiment import Entry, Reporter, open_folder, play
 from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
-from feddlp.provenance import Rate, code_digest
+from feddlp.provenance import Rate, code_of, own_methods
 from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
@@ -64,8 +64,8 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if not (path / "config.toml").exists():
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
-    code = " ".join(about.sha256 for about in found.own_methods.values())
-    if (*identity(found), code) != (*identity(config), code_digest(config)):
+    same_code = code_of(found.own_methods) == code_of(own_methods(config))
+    if identity(found) != identity(config) or not same_code:
         raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
         raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")

@@ -125,7 +125,7 @@ def node(
     clients: Annotated[str, typer.Option(help="The clients whose images lie here: 3, 0-4 or 0-2,7.")],
     state_dir: Annotated[Path, typer.Option(help="Where their private adapters are kept.")],
     data: Annotated[str, typer.Option(help="Their images, as data.dataset: folder:PATH, clients:PATH, ...")] = "",
-    name: Annotated[str, typer.Option(help="What the records call this node; its key is DIR/NAME.key.")] = "",
+    name: Annotated[str, typer.Option(help="What records call it and its clients; its key is DIR/NAME.key.")] = "",
     checkpoint: Annotated[str, typer.Option(help="The frozen model here: a folder or a hub name.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     tell_classes: Annotated[

@@ -203,13 +203,13 @@ def check_exchange(method: Method, name: str, theta: Theta, sent: Theta) -> None
         average = method.average()
         average.add(sent, torch.ones(2))
         taken = method.take(name, theta, average.result())
+        wrong = [leaf for leaf, value in taken.items() if leaf not in theta or value.shape != theta[leaf].shape]
     except Exception as error:  # whatever the code of the method raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{told} cannot be averaged and taken back ({reason}); correct send or take") from error
-    for leaf, value in taken.items():
-        if leaf not in theta or value.shape != theta[leaf].shape:
-            due = f"not {list(theta[leaf].shape[1:])}" if leaf in theta else "and the adapter has no such leaf"
-            raise UserError(f"{told} comes back as {leaf} {list(value.shape[1:])}, {due}; let take undo what send does")
+    if wrong:
+        shape = list(taken[wrong[0]].shape[1:])
+        raise UserError(f"{told} comes back as {wrong[0]} {shape}, which the adapter has not; let take undo send")
 
 
 def ranks_at_start(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:

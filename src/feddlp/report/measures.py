@@ -41,13 +41,6 @@ def chosen_accuracy(tracks: Sequence[Track]) -> Measure | None:
     return measure(accuracy(picked(track.rows).validation_chosen, "test") for track in tracks)
 
 
-def sent_parameters(row: Row) -> int | None:
-    """Also from rows that named the adapters that travel instead of counting them."""
-    if "parameters_sent" in row:
-        return int(row["parameters_sent"])
-    return sum(row["parameters"][name] for name in row["shared"]) if "shared" in row else None
-
-
 def sent_mib(rows: Sequence[Row]) -> float | None:
     """MiB that one client receives and sends in these rounds."""
     if any(row.get("bytes_up") is None or row.get("bytes_down") is None for row in rows):

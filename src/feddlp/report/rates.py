@@ -9,12 +9,12 @@ Rates = Mapping[str, Mapping[str, Any]]  # by method, as config.toml has them
 
 
 def described(rates: Rates) -> str:
-    """ "learning rates: local 0.001, feddlp 0.003 (where they come from); ..." """
+    """ "Learning rates: local 0.001, feddlp 0.003 (where they come from); ..." """
     groups: dict[str, list[str]] = {}
     for name, rate in rates.items():
         edge = ", the edge of what was tried" if rate.get("edge") else ""
         groups.setdefault(rate["source"], []).append(f"{name} {rate['lr']:g}{edge}")
-    return "learning rates: " + "; ".join(f"{', '.join(names)} ({source})" for source, names in groups.items())
+    return "Learning rates: " + "; ".join(f"{', '.join(names)} ({source})" for source, names in groups.items())
 
 
 def caveat(rates: Rates) -> str:

@@ -54,7 +54,7 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
         "The last four columns are of the final round and weigh every client alike, however few its test samples; "
         "the lowest client of a small federation can hang on a handful of images.",
         OVER_SEEDS,
-        *([f"{described(setting.rates).capitalize()}."] if setting.rates else []),
+        *([f"{described(setting.rates)}."] if setting.rates else []),
     )
     table = Table(f"{prefix}-accuracy-table", "Accuracy by method", head, accuracy_rows(setting), notes)
     lead = (
@@ -112,7 +112,7 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
 
 def cost_cells(tracks: Sequence[Track]) -> list[str]:
     last = tracks[-1].last
-    sent, active = measures.sent_parameters(last), measure(track.last.get("active_ranks") for track in tracks)
+    sent, active = last.get("parameters_sent"), measure(track.last.get("active_ranks") for track in tracks)
     return [
         f"{sum((last.get('parameters') or {}).values()):,}",
         ABSENT if sent is None else f"{sent:,}",

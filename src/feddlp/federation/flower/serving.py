@@ -27,7 +27,7 @@ from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.flower.post import Post
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.remote import RemoteClients
-from feddlp.provenance import code_digest
+from feddlp.provenance import code_of, own_methods
 from feddlp.records import ROSTER, RunFolder
 
 SPARE = 600.0  # seconds that a message outlives the deadline of its round
@@ -116,7 +116,7 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     registry.close()
     fingerprints = {
         "configuration": config.fingerprint(),
-        "code": code_digest(config),
+        "code": code_of(own_methods(config)),
         "data": registry.experiment,
         "backbone": registry.common["checkpoint"],
     }
