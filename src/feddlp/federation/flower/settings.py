@@ -1,17 +1,7 @@
 """What a node decides itself, never the server: which clients it holds, their images, where it keeps their state.
 
-From the SuperNode's `--node-config`; a key that is not there is looked for in the environment, as FEDDLP_STATE_DIR:
-
-    clients     "3", "0-4" or "0-2,7"; or partition-id and num-partitions, as Flower's simulation sets them
-    data        data.dataset here, for example folder:/data/photos; may be left out for rendered data sets alone
-    state-dir   where private adapters, gates and moments are kept
-    checkpoint  model.checkpoint here; may be left out for the embedded one alone
-    device      model.device here
-    name        what the records call this node
-    memory-limit  training.memory_limit here: GiB, 512MiB, or auto
-    keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
-    tell-classes   yes: the server is told how many images of which class each client has, for the report
-    tell-problems  yes: it is told what is wrong with images or checkpoint, with the names of files
+From the SuperNode's `--node-config` (docs/flower.md says what its keys mean); a key that is not there is
+looked for in the environment, as FEDDLP_STATE_DIR.
 """
 
 from __future__ import annotations
