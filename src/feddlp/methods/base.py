@@ -131,11 +131,7 @@ class Method(ABC):
 
     @property
     def longest_step(self) -> float:
-        """The most that a step of Adam can move a number, in learning rates; inf where beta1 > beta2.
-
-        m is a weighted mean of gradients and v of their squares, and no gradient weighs more than (1 - beta1) /
-        (1 - beta2) times as much in m as in v.
-        """
+        """The most that Adam moves a number, in learning rates: the root of the largest ratio of weights in m and v."""
         return math.sqrt((1 - self.beta1) / (1 - self.beta2)) if self.beta1 <= self.beta2 else math.inf
 
     def optimizer_options(self) -> dict[str, Any]:

@@ -405,7 +405,7 @@ SAMPLES = {part: [10] * 4 for part in ("train", "validation", "test")}
     [
         (
             {"samples": {**SAMPLES, "train": [10, 51, 10, 10]}},
-            "a client has 51 train samples, more than deployment.max",
+            "one has 51 train samples, more than deployment.max_samples=50",
         ),
         (
             {"samples": {**SAMPLES, "test": [2**53 - 1, 1, 1, 1]}},

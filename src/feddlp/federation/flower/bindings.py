@@ -1,7 +1,4 @@
-"""Which clients a node's key stands for: clients.json beside the SuperLink's database, by Flower's number of the node.
-
-A SuperLink that asks for keys tells the servers of its runs where that is, in the environment's `VARIABLE`.
-"""
+"""Which clients a node's key stands for: clients.json beside the SuperLink's database, by Flower's id of the node."""
 
 import json
 from collections.abc import Collection
@@ -11,7 +8,8 @@ from feddlp.federation.flower.envelopes import RefusedError
 from feddlp.files import write_atomically
 from feddlp.records import held_alone, read_json
 
-FILE, VARIABLE = "clients.json", "FEDDLP_BINDINGS"
+FILE = "clients.json"
+VARIABLE = "FEDDLP_BINDINGS"  # in which a SuperLink that asks for keys tells the servers of its runs where that is
 
 
 def bind(place: Path, node: str, clients: Collection[int]) -> None:

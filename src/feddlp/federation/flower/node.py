@@ -113,11 +113,6 @@ class Node:
         return everyone.select([everyone.ids.index(client) for client in self.settings.clients])
 
     @property
-    def most_samples(self) -> int:
-        """Training samples of the largest client of the federation, or what the server allows where nobody knows."""
-        return self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
-
-    @property
     def belongs(self) -> dict[str, str]:
         """What a state folder is for."""
         return {
@@ -216,11 +211,11 @@ class Node:
         first = first_shared(host.lanes[0], host.sites, host.like)
         follows = kept.report and kept.round <= number
         before, rounds = (folder.read_order(kept), number - kept.round + 1) if follows else (first, number)
+        most = self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
+        bounds = Proportion(host.lanes[0].method, self.told.training, first)
         try:
             check_adapters(order.adapters, first)
-            Proportion(host.lanes[0].method, self.told.training, first).check_order(
-                order.adapters, before, rounds, self.most_samples
-            )
+            bounds.check_order(order.adapters, before, rounds, most)
         except RefusedError as refusal:
             raise UserError(f"the server's order cannot be used: {refusal}") from refusal
 

@@ -27,22 +27,11 @@ ROUNDING, REMEMBERED = 1.01, 1_000
 Adapters = Mapping[str, Theta]
 
 
-def norms(adapters: Adapters) -> Tensor:
-    """Of each client, all adapters together. [W, ...] each -> [W]"""
-    leaves = [leaf.double()[:, None].flatten(1) for theta in adapters.values() for leaf in theta.values()]
-    lengths: Tensor = torch.linalg.vector_norm(torch.cat(leaves, dim=1), dim=1)
-    return lengths
-
-
-def changes(after: Adapters, before: Adapters) -> Adapters:
-    return {a: {leaf: value - before[a][leaf] for leaf, value in theta.items()} for a, theta in after.items()}
-
-
-def norm(adapters: Adapters) -> float:
-    """Of adapters without a client axis."""
-    return norms(
-        {name: {leaf: value[None] for leaf, value in theta.items()} for name, theta in adapters.items()}
-    ).item()
+def norms(adapters: Adapters, clients: bool = True) -> Tensor:
+    """Of all adapters together, of each client; of a server's, without their axis. [W, ...] each -> [W]; ... -> [1]"""
+    leaves = (leaf for theta in adapters.values() for leaf in theta.values())
+    rows = [leaf.double().reshape(len(leaf) if clients else 1, -1).square().sum(1) for leaf in leaves]
+    return torch.stack(rows).sum(0).sqrt()
 
 
 @dataclass
@@ -61,23 +50,21 @@ class Proportion:
         return steps * self.method.lr * math.sqrt(sum(leaf.numel() for t in self.first.values() for leaf in t.values()))
 
     def limits(self, before: Adapters, way: Tensor) -> Tensor:
-        return ROUNDING * (max(norm(before), norm(self.first)) + way)
+        return ROUNDING * (torch.maximum(norms(before, False), norms(self.first, False)) + way)
 
     def refused(self, uploads: Adapters, before: Adapters, samples: Tensor) -> dict[int, str]:
         """The clients of a round that are out of all proportion to their samples and to others, by place, and why."""
         if not self.first:
             return {}
-        reach, lengths, moved = self.reach(samples), norms(uploads), norms(changes(uploads, before))
+        changes = {a: {leaf: v - before[a][leaf] for leaf, v in theta.items()} for a, theta in uploads.items()}
+        reach, moved, found = self.reach(samples), norms(changes), {}
         steps = (moved / reach)[reach > 0].tolist()
-        usual = max(ALWAYS, USUAL * median_low([*self.usual, *steps])) if steps else ALWAYS
+        usual = max(ALWAYS, USUAL * median_low([*self.usual, *steps, *[0.0] * (not steps)]))
         limits = self.limits(before, min(self.method.longest_step, usual) * reach)
-        found = {}
-        for place, (length, limit, change) in enumerate(
-            zip(*map(Tensor.tolist, (lengths, limits, moved)), strict=True)
-        ):
-            if length > limit:
+        for place, (norm, limit, change) in enumerate(torch.stack([norms(uploads), limits, moved], 1).tolist()):
+            if norm > limit:
                 found[place] = (
-                    f"its upload has the norm {length:.3g}, out of all proportion to its samples (> {limit:.3g})"
+                    f"its upload has the norm {norm:.3g}, out of all proportion to its samples (> {limit:.3g})"
                 )
             elif self.max_norm and change > self.max_norm:
                 found[place] = f"its change has the norm {change:.3g}, more than deployment.max_norm={self.max_norm:g}"
@@ -86,8 +73,6 @@ class Proportion:
 
     def check_order(self, order: Adapters, before: Adapters, rounds: int, most_samples: int) -> None:
         """Raises RefusedError where no averages of honest clients, some rounds after `before`, can be like this."""
-        if self.first:
-            way = rounds * self.method.longest_step * self.reach(torch.tensor(most_samples))
-            limit = self.limits(before, way).item() / (1 - self.method.server_momentum)
-            if norm(order) > limit:
-                raise RefusedError(f"its norm {norm(order):.3g} is out of all proportion (> {limit:.3g})")
+        way = rounds * self.method.longest_step * self.reach(torch.tensor(most_samples))
+        if self.first and (norms(order, False) > self.limits(before, way) / (1 - self.method.server_momentum)).any():
+            raise RefusedError(f"its norm {norms(order, False).item():.3g} is out of all proportion to what was before")

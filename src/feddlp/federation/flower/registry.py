@@ -61,11 +61,6 @@ class Registry:
     def kept(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("path", "config")}
 
-    @property
-    def natural(self) -> bool:
-        """Whether clients bring images of their own."""
-        return self.config.data.partition == "natural"
-
     def save(self) -> None:
         write_atomically(self.path, json.dumps(self.kept()).encode())
 
@@ -102,9 +97,7 @@ class Registry:
         for part in PARTS:
             counts = getattr(hello.samples, part)
             if max(counts) > most:
-                raise RefusedError(
-                    f"a client has {max(counts)} {part} samples, more than deployment.max_samples={most}"
-                )
+                raise RefusedError(f"one has {max(counts)} {part} samples, more than deployment.max_samples={most}")
             others = sum(member[part] for client, member in self.members.items() if client not in hello.clients)
             if hello.totals and others + sum(counts) > hello.totals.get(part, 0):
                 raise RefusedError(f"with it clients have more {part} samples than are dealt out to all")
@@ -115,7 +108,7 @@ class Registry:
             raise RefusedError(f"with its sites {shared:,} parameters are shared, too many for the server's memory")
 
     def _check_classes(self, hello: Hello) -> None:
-        if not self.natural:
+        if self.config.data.partition != "natural":
             if any(member["data"] != hello.data for member in self.members.values()):
                 raise RefusedError(
                     "its data set is not that of the other nodes, and data.partition deals out one for all"
@@ -128,7 +121,7 @@ class Registry:
 
     def close(self) -> None:
         """The first round begins: from now on there are no other classes."""
-        if self.natural and len(self.class_names) < 2:
+        if self.config.data.partition == "natural" and len(self.class_names) < 2:
             raise UserError(f"all clients together have {len(self.class_names)} class(es); at least 2 are needed")
         self.closed = True
         self.save()
