@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddlp.errors import UserError
 from feddlp.model import Adapt
@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     adapt: Adapt
     dtype: Literal["float32", "bfloat16", "float64"]
     backbone: str
-    class_names: list[str]
+    class_names: list[str] = Field(min_length=1)
     template: str
     data: str
     method: str
@@ -54,6 +54,8 @@ class Manifest(BaseModel):
         """
         file = folder / FILE
         try:
+            if not file.is_file():
+                raise FileNotFoundError(file)
             return cls.model_validate_json(file.read_bytes())
         except OSError as error:
             raise UserError(
