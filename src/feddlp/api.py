@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from feddlp import experiment, trained
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError
@@ -23,7 +21,7 @@ from feddlp.export import Exported, export
 from feddlp.inference import Predictor, load_base, load_predictor, of_client
 from feddlp.materials import pick_device, who_joins_late
 from feddlp.model.backbone import Backbone
-from feddlp.progress import make_reporter
+from feddlp.progress import make_reporter, terminal
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Which
 
@@ -104,7 +102,7 @@ def run(config: Config | None = None, reporter: Reporter | None = None) -> Run:
     config = config or load_config(None)
     if reporter is not None:
         return Run(experiment.run(config, reporter))
-    with make_reporter(Console(stderr=True)) as shown:
+    with make_reporter(terminal(stderr=True)) as shown:
         return Run(experiment.run(config, shown))
 
 

@@ -10,6 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+LEAST = 20  # columns
+
+
+def terminal(stderr: bool = False) -> Console:
+    """Where progress and tables go. A width that is too small for any line, such as COLUMNS=0, is not believed."""
+    console = Console(stderr=stderr)
+    if console.width < LEAST:
+        console.width = LEAST
+    return console
+
 
 def round_text(row: Mapping[str, Any], rounds: int) -> str:
     """One finished round as a line."""
@@ -92,9 +102,6 @@ class LiveReporter(PlainReporter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-
-    def line(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self.preparation is None:

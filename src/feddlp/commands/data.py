@@ -28,14 +28,12 @@ def check(
     feddlp data check photos
     feddlp data check pets:downloads/pets
     """
-    from rich.console import Console
-
     from feddlp.data.check import describe, examine
     from feddlp.data.datasets import find
-    from feddlp.progress import make_reporter
+    from feddlp.progress import make_reporter, terminal
 
     collection = find(named(source))
-    with make_reporter(Console(stderr=True)) as reporter:
+    with make_reporter(terminal(stderr=True)) as reporter:
         findings = examine(collection, lambda done, total: reporter.preparing("images", done, total))
     for line in describe(findings):
         print(line)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import (
     Debug,
@@ -23,6 +22,7 @@ from feddlp.commands.common import (
     split_words,
 )
 from feddlp.errors import UserError
+from feddlp.progress import terminal
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 
@@ -84,7 +84,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     from feddlp.printing import print_again, print_finished
     from feddlp.records import RunFolder
 
-    folder, console = RunFolder.open(path), Console()
+    folder, console = RunFolder.open(path), terminal()
     if not missing_rounds(folder):
         print_finished(folder, console)
         return

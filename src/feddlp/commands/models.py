@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import Debug, RunPath, SomeFailed, named, quiet_libraries
 from feddlp.errors import UserError
-from feddlp.progress import PlainReporter, make_reporter
+from feddlp.progress import PlainReporter, make_reporter, terminal
 
 if TYPE_CHECKING:
     from feddlp.inference import Prediction
@@ -76,7 +75,7 @@ def predict(
     bad: list[Prediction] = []
     # The bar takes sys.stdout over, to keep lines above itself: right on a terminal, wrong for a file or a pipe.
     out = None if sys.stdout.isatty() else sys.stdout
-    with make_reporter(Console(stderr=True)) as reporter:
+    with make_reporter(terminal(stderr=True)) as reporter:
         found = predictor.stream(files, top, progress(reporter, "images"))
         for text in predictions(telling(found, reporter, bad), form):
             print(text, end="", file=out)
@@ -110,7 +109,7 @@ def evaluate(
     source = datasets.find(named(data))
     predictor = load_predictor(adapter, model, device)
     predictor.columns_of(source.class_names)  # before anything is opened
-    with make_reporter(Console(stderr=True)) as reporter:
+    with make_reporter(terminal(stderr=True)) as reporter:
         dataset = datasets.load(
             source, predictor.backbone.resize, progress(reporter, "images"), on_bad_image=on_bad_image
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import Debug, RunPath, quiet_libraries
+from feddlp.progress import terminal
 
 
 def report(
@@ -43,9 +43,9 @@ def show(path: RunPath, debug: Debug = False) -> None:
     from feddlp.report.sweeps import is_sweep
 
     if is_sweep(path):
-        print_sweep(path, Console())
+        print_sweep(path, terminal())
     else:
-        print_run(RunFolder.open(path), Console())
+        print_run(RunFolder.open(path), terminal())
 
 
 def methods(debug: Debug = False) -> None:
@@ -81,6 +81,6 @@ def bench(
     from feddlp.printing import print_bench
 
     options = load_options(words or [])
-    with Console(stderr=True).status("measuring") as status:
+    with terminal(stderr=True).status("measuring") as status:
         measured = measure(options, lambda what: status.update(f"measuring: {what}"))
     print_bench(results(*measured), as_json)

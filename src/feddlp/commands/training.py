@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.commands.common import (
     Debug,
@@ -20,6 +19,7 @@ from feddlp.commands.common import (
     split_words,
     whole_numbers,
 )
+from feddlp.progress import terminal
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     from feddlp.printing import print_finished
 
     config = load_config(*split_words(words or []))
-    console = Console()
+    console = terminal()
     with reporting(console) as reporter:
         folder = experiment.run(config, reporter)
     print_finished(folder, console)
@@ -56,7 +56,7 @@ def resume(path: RunPath, debug: Debug = False) -> None:
     from feddlp import experiment
     from feddlp.printing import print_finished
 
-    console = Console()
+    console = terminal()
     with reporting(console) as reporter:
         folder = experiment.resume(path, reporter)
     print_finished(folder, console)
@@ -76,7 +76,7 @@ def sweep(
     from feddlp.sweep import run_sweep
     from feddlp.sweepfile import load_sweep
 
-    console = Console()
+    console = terminal()
     plan = load_sweep(path)
     again = shlex.join(["feddlp", "sweep", str(path)])
     with reporting(console, again) as reporter:
@@ -121,7 +121,7 @@ def reproduce(
     )
     reading = reproduction.check_which(which)
     reproduction.check_target(target)
-    console = Console()
+    console = terminal()
     again = shlex.join(["feddlp", *sys.argv[1:]])
     with reporting(console, again) as reporter:
         result = reproduction.reproduce(request, reporter)
