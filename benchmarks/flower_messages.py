@@ -20,13 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from feddlp.config import Config, load_config
 from feddlp.federation.flower.local import LocalFederation
 from feddlp.federation.flower.processes import LOOPBACK
 from feddlp.federation.flower.serving import new_run
-from feddlp.progress import PlainReporter
+from feddlp.progress import Console, PlainReporter
 from feddlp.records import read_lines
 
 NODES = 2
@@ -82,9 +80,12 @@ class Clock(PlainReporter):
     federation: Measured
 
     def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
+        super().__init__(Console(stderr=True))
         self.rows: list[Mapping[str, Any]] = []
         self.bytes: list[dict[str, int]] = []
+
+    def line(self, text: str) -> None:
+        pass
 
     def round_finished(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)

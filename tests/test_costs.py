@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from feddlp.costs import MIB, sent_parameters, trainable_parameters
+from feddlp.costs import MIB, trainable_parameters
+from feddlp.federation.host import Lane
+from feddlp.federation.rounds import first_shared
 from feddlp.methods import registry
 from feddlp.model.backbone import find_sites
 from feddlp.training.cohort import initial
@@ -22,6 +24,12 @@ def test_parameters_are_those_of_the_adapters_a_client_starts_with(backbones, na
         start = initial(adapter, backbone.sites, 0, adapter_name, 0)
         assert counted.pop(adapter_name) == sum(leaf.numel() for leaf in start.values()) > 0
     assert counted == {}
+
+
+def sent_parameters(method, sites):
+    """Parameters that travel in one direction."""
+    shared = first_shared(Lane(0, method), sites, torch.empty(0))
+    return sum(value.numel() for theta in shared.values() for value in theta.values())
 
 
 @pytest.mark.parametrize("name", sorted(registry()))

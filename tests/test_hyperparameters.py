@@ -18,7 +18,7 @@ from feddlp.hyperparameters import (
     known_names,
     preset_fields,
     resolve_preset,
-    rounds_of,
+    sections_of,
     variant_fields,
     variants,
 )
@@ -243,14 +243,34 @@ def test_tuned_is_for_the_embedded_model_only_and_auto_knows():
     assert build("flora", model={"checkpoint": REAL}) == build("flora", preset="paper", model={"checkpoint": REAL})
 
 
-def test_the_authors_play_101_rounds_unless_told_otherwise():
-    assert (rounds_of("authors"), rounds_of("paper"), rounds_of("tuned")) == (101, None, None)
-    assert validate({"preset": "authors"}).training.rounds == 101
-    assert validate({"preset": "authors", "training": {"rounds": 100}}).training.rounds == 100
-    assert validate({"preset": "paper"}).training.rounds == 100
-    assert load_config(None, ["preset=authors"]).training.rounds == 12  # the demo says so
+AUTHORS = {
+    "training": {"rounds": 101},
+    "data": {"validation_share": 0.0, "resize": "squash", "train_template": "a photo of a {}."},
+}
+
+
+def test_the_authors_settings_hold_unless_told_otherwise():
+    assert (sections_of("authors"), sections_of("paper"), sections_of("tuned")) == (AUTHORS, {}, {})
+    for section, keys in AUTHORS.items():
+        for key, value in keys.items():
+            other = {"rounds": 100, "validation_share": 0.2, "resize": "crop", "train_template": "a {}"}[key]
+            assert getattr(getattr(validate({"preset": "authors"}), section), key) == value
+            assert getattr(getattr(load_config(None, ["preset=authors"]), section), key) == value  # not the demo's
+            assert getattr(getattr(validate({"preset": "authors", section: {key: other}}), section), key) == other
+            asked = load_config(None, [f"{section}.{key}={other}", "preset=authors"])
+            assert getattr(getattr(asked, section), key) == other
+            assert getattr(getattr(validate({"preset": "paper"}), section), key) != value
     kept = validate({"preset": "authors", "training": {"batch_size": 8}}).training
     assert (kept.rounds, kept.batch_size) == (101, 8)
+    assert load_config(None, ["preset=paper"]).training.rounds == load_config(None).training.rounds == 12
+
+
+def test_the_authors_clip_neither_local_nor_fedclip():
+    names = ["local", "local_rank4", "fedclip", "flora", "feddat", "feddlp", "sora_local"]
+    norms = {name: method.max_grad_norm for name, method in build(names, preset="authors").items()}
+    assert norms == dict.fromkeys(names, 1.0) | dict.fromkeys(names[:3], 0.0)
+    assert {method.max_grad_norm for method in build(names, preset="paper").values()} == {1.0}
+    assert build("local", {"max_grad_norm": 2.0}, preset="authors").max_grad_norm == 2.0
 
 
 def test_every_preset_names_fields_and_methods_that_exist():
@@ -260,6 +280,8 @@ def test_every_preset_names_fields_and_methods_that_exist():
     for preset in presets:
         assert preset["summary"].endswith(".") or ")" in preset["summary"]
         assert preset.get("method", {}).keys() <= known
+        for name, values in preset.get("one_method", {}).items():
+            assert values.keys() <= {field.name for field in fields(registry()[name])}
     for rows in (row for tower in table["published"].values() for row in tower.values()):
         assert rows.keys() <= {*registry(), *variants(), "kd_weight"}
         assert all(len(both) == 2 and min(both) > 0 for both in rows.values())

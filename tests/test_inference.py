@@ -15,12 +15,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import feddlp
 from checkpoints import TOWERS
 from feddlp import materials
+from feddlp.config import load_config
 from feddlp.data.datasets import to_pictures
 from feddlp.data.pictures import BadImage, PictureFile
 from feddlp.errors import UserError
 from feddlp.inference import Prediction, Predictor, find_images, load_predictor
+from feddlp.manifest import Manifest
 from feddlp.model.hub import EMBEDDED
 from feddlp.progress import PlainReporter
 from terminal import assert_mistake, forked
@@ -59,6 +62,28 @@ def test_every_method_predicts_as_it_was_scored(played, tower):
     for method in run.config.methods:
         found = run.client(CLIENT, method).logits(images[rows]).argmax(-1)
         assert int((found == test.labels[rows]).sum()) == int(records[method]["test_correct"]), method
+
+
+def test_squashed_images_are_squashed_wherever_they_are_predicted(tmp_path):
+    """In the run, with its models from Python, exported as an adapter, and exported as a whole checkpoint."""
+    for index in range(8):
+        place = tmp_path / "wide" / str(index % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((90, 30), 40 + 20 * (index % 2)).convert("RGB").save(place / f"{index}.png")
+    words = ["data.resize=squash", f"data.dataset=folder:{tmp_path / 'wide'}", "data.partition=iid", "data.clients=1"]
+    words += ["methods=flora", "training.rounds=1", f"runs_dir={tmp_path}", "model.adapt=image"]
+    run = feddlp.run(load_config(None, words), PlainReporter(Console(quiet=True)))
+    predictors = [run.client(0)]
+    for merge in (False, True):
+        run.export(0, tmp_path / str(merge), merge=merge)
+        assert Manifest.read(tmp_path / str(merge)).resize == "squash"
+        assert "squash (data.resize)" in (tmp_path / str(merge) / "README.md").read_text()
+        predictors.append(load_predictor(tmp_path / str(merge)))
+    pictures = sorted((tmp_path / "wide").glob("*/*.png"))
+    small = [Image.open(path).resize((32, 32), Image.Resampling.BILINEAR) for path in pictures]
+    for one in predictors:
+        expected = one.logits(one.backbone.resize(small))
+        torch.testing.assert_close(one.logits(one.backbone.resize([Image.open(path) for path in pictures])), expected)
 
 
 def test_predictions_keep_the_order_and_name_what_cannot_be_read(taken, photos, digits):
@@ -217,7 +242,7 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(copy, change):
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff", b"[" * 100_000])
 def test_a_damaged_configuration_of_the_adapter_is_named(copy, content):
     (copy / "adapter_config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"adapter_config.json is damaged"):
+    with pytest.raises(UserError, match=r"adapter_config.json cannot be read"):
         load_predictor(copy)
 
 

@@ -11,6 +11,7 @@ import torch
 from feddlp import materials as module
 from feddlp.config import validate
 from feddlp.data import datasets
+from feddlp.data.splits import split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.rounds import Federation
@@ -37,7 +38,7 @@ class Listener:
 def model_loaded_once(backbones, digits):
     """The embedded model, the digits and their features are the same for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_backbone", lambda checkpoint, adapt, device, dtype: backbones[adapt])
+        patch.setattr(module, "load_backbone", lambda checkpoint, adapt, *rest: backbones[adapt])
         patch.setattr(datasets, "load", lambda source, resize, report, **options: digits)
         features = torch.zeros(len(digits.labels), 96)
         patch.setattr(module, "image_features", lambda backbone, images, report: features)
@@ -189,7 +190,7 @@ def test_few_validation_samples_are_warned_of_and_enough_are_not():
 def test_photographs_for_a_model_that_knows_characters_only_are_warned_of(dataset, checkpoint, warned):
     config = validate({"data": {"dataset": dataset}, "model": {"checkpoint": checkpoint}})
     listener = Listener()
-    describe_data(config, 10, module.deal_out(config, datasets.find("digits").labels), listener)
+    describe_data(config, 10, split_clients(datasets.find("digits").labels, config.data), listener)
     assert any("knows rendered characters only" in warning for warning in listener.warnings) == warned
 
 
@@ -200,7 +201,7 @@ def test_a_test_set_is_called_the_same_for_all_where_it_is(partition, splits, te
     chosen = {"dataset": "digits", "clients": 2, "partition": partition, "splits": splits, "test_set": test_set}
     config, listener = validate({"data": chosen}), Listener()
     owners, parts = ["ann", "bob", "bob"] * 40, ["train", "test", "train", "train"] * 30
-    dealt = module.deal_out(config, [0, 1, 2, 3] * 30, owners, parts)
+    dealt = split_clients([0, 1, 2, 3] * 30, config.data, owners, parts)
     describe_data(config, 4, dealt, listener)
     same = dealt[0].test.tolist() == dealt[1].test.tolist()
     assert ("the same for all" in listener.notes[0]) == same

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from feddlp.printing import print_run
-from feddlp.progress import make_reporter, terminal
+from feddlp.progress import Console, make_reporter
 from feddlp.records import CLIENT_COLUMNS, RunFolder
 
 ROW = {
@@ -34,7 +34,7 @@ def test_a_table_shows_every_number_whole_at_any_width(run, colours, capsys, mon
         monkeypatch.setenv("FORCE_COLOR", colours)
     for columns in (*range(0, 90, 3), 100, 200, 300, "", "x", -1):
         monkeypatch.setenv("COLUMNS", str(columns))
-        console = terminal()
+        console = Console()
         assert console.is_terminal == bool(colours)
         print_run(run, console)
         text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
@@ -47,6 +47,6 @@ def test_a_round_is_told_on_one_line_at_any_width(colours, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", colours)
     for columns in (0, 1, 7, 80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        with make_reporter(terminal()) as reporter:
+        with make_reporter(Console()) as reporter:
             reporter.warn("123,456,789 images are left out, which is more than the 98,765,432 that are there")
         assert "123,456,789 images are left out, which is more than the 98,765,432 that" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from feddlp.export import Exported, export
 from feddlp.inference import Predictor, load_base, load_predictor, of_client
 from feddlp.materials import pick_device, who_joins_late
 from feddlp.model.backbone import Backbone
-from feddlp.progress import make_reporter, terminal
+from feddlp.progress import Console, make_reporter
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Which
 
@@ -89,7 +89,8 @@ class Run:
     @cached_property
     def _backbone(self) -> Backbone:
         model, fingerprint = self.config.model, self.folder.read_environment().get("backbone", "")
-        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, pick_device("auto"))
+        device, resizing = pick_device("auto"), self.config.data.resize
+        return load_base(model.checkpoint, model.adapt, model.dtype, fingerprint, device, resizing)
 
 
 def run(config: Config | None = None, reporter: Reporter | None = None) -> Run:
@@ -102,7 +103,7 @@ def run(config: Config | None = None, reporter: Reporter | None = None) -> Run:
     config = config or load_config(None)
     if reporter is not None:
         return Run(experiment.run(config, reporter))
-    with make_reporter(terminal(stderr=True)) as shown:
+    with make_reporter(Console(stderr=True)) as shown:
         return Run(experiment.run(config, shown))
 
 

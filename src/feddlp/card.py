@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from feddlp import __version__
 from feddlp.config import Config
 from feddlp.manifest import Manifest
 from feddlp.model.hub import EMBEDDED, local_folder
+from feddlp.names import printable
 from feddlp.records import RunFolder
 from feddlp.trained import ClientModel
 
@@ -20,25 +22,26 @@ def model_card(
     folder: RunFolder, config: Config, model: ClientModel, manifest: Manifest, ranks: Mapping[str, int]
 ) -> str:
     """The text of README.md."""
-    name = f" ({manifest.client_name})" if manifest.client_name else ""
-    owner = f"client {model.client}{name}" if model.which == "local" else "all clients"
+    owner = manifest.owner if model.which == "local" else "all clients"
     facts = {
         "Base": f"{config.model.checkpoint} (adapted tower: {config.model.adapt})",
         "Licence of the base": licence(config.model.checkpoint),
         "Data": f"{manifest.data}, {len(manifest.class_names)} classes, {config.data.clients} clients "
         f"(partition: {config.data.partition})",
         "Prompt": f"`{manifest.template}`",
+        "Images": f"{manifest.resize} (data.resize)",
         "Method": f"{model.method}, {'its own model' if model.which == 'local' else 'the shared adapter'}, "
         f"seed {model.seed}, after round {model.round} of {config.training.rounds}",
         "Accuracy": accuracy(folder, model),
         "Size": "a whole checkpoint" if manifest.merged else size(ranks),
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return (
-        f"{front_matter(config, manifest)}\n# {model.method}, {owner}\n\n| | |\n|---|---|\n{table}\n\n"
+    table = "\n".join(f"| {name} | {printable(value).replace('|', '&#124;')} |" for name, value in facts.items())
+    text = (
+        f"{front_matter(config, manifest)}\n# {model.method}, {printable(owner)}\n\n| | |\n|---|---|\n{table}\n\n"
         f"## Use\n\n{usage(config, manifest)}\nMade by feddlp {__version__}, a tool for federated fine-tuning of "
         "vision-language models.\n"
     )
+    return printable(text, keep="\n")
 
 
 def front_matter(config: Config, manifest: Manifest) -> str:
@@ -102,8 +105,9 @@ def usage(config: Config, manifest: Manifest) -> str:
         lines = ["from transformers import AutoModel, AutoProcessor", ""]
         lines += ['model = AutoModel.from_pretrained("DIR")', 'processor = AutoProcessor.from_pretrained("DIR")']
     else:
+        place = place_of(config.model.checkpoint)
         lines = ["from peft import PeftModel", "from transformers import AutoModel", ""]
-        lines += [f'base = AutoModel.from_pretrained("{place_of(config.model.checkpoint)}", dtype="float32")']
+        lines += [f'base = AutoModel.from_pretrained({json.dumps(place, ensure_ascii=False)}, dtype="float32")']
         lines += ['model = PeftModel.from_pretrained(base, "DIR")  # or: base.load_adapter("DIR")']
     code = "\n".join(lines)
     return (

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -21,6 +22,8 @@ from feddlp.allocator import keep_freed_memory
 from feddlp.commands import data, federate, keys, models, records, training
 from feddlp.commands.common import SomeFailed, StoppedByUser, help_alone
 from feddlp.errors import UserError
+from feddlp.names import printable
+from feddlp.progress import shown
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 typer.core.HAS_RICH = False  # typer before 0.21 puts a backslash before brackets in help, also where rich is off
@@ -67,8 +70,15 @@ def interrupt(*_: Any) -> NoReturn:
 def main() -> None:
     """Entry point of the command `feddlp`."""
     signal.signal(signal.SIGTERM, interrupt)
-    print_whatever_a_file_is_called()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: letters that its encoding lacks stop nothing
     keep_freed_memory()
+    with redirect_stdout(shown(sys.stdout)), redirect_stderr(shown(sys.stderr)):
+        execute()
+
+
+def execute() -> None:
+    """The command; whatever ends it early is one line and an exit code."""
     try:
         code = app(standalone_mode=False)  # typer returns the codes of Ctrl-C and of typer.Exit
         if code == INTERRUPTED:
@@ -86,12 +96,6 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         fail(*describe(error))
-
-
-def print_whatever_a_file_is_called() -> None:
-    """A name that is no valid text is shown with escapes, as Python does on stderr, and stops nothing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def describe(error: Exception) -> tuple[str, int]:
@@ -112,5 +116,5 @@ def suggesting_once(message: str) -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print("feddlp:", " ".join(message.split()), file=sys.stderr)
+    print("feddlp:", printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)

@@ -30,8 +30,9 @@ from pydantic import (
 from feddlp.data.datasets import FROM_DISK
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName, Splits
-from feddlp.data.source import OnBadImage
+from feddlp.data.source import OnBadImage, Resizing
 from feddlp.errors import UserError, nearest
+from feddlp.files import read_given
 from feddlp.hyperparameters import (
     CHECKED,
     PresetName,
@@ -42,9 +43,9 @@ from feddlp.hyperparameters import (
     explain,
     options_model,
     resolve_preset,
-    rounds_of,
+    sections_of,
 )
-from feddlp.methods import registry
+from feddlp.methods import find_again, own_files, registry
 from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
 
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from feddlp.methods.base import Method
 
 Table = dict[str, Any]
+MOST_TOML = 2**20
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
+"""One of a hundred parts: the time that the library takes grows with their square."""
 
 
 def split_names(value: Any) -> Any:
@@ -114,6 +119,10 @@ class DataConfig(Section):
         "error", description="what becomes of images that cannot be read: an error, or left out and listed"
     )
     template: str = Field("", description="prompt with one {} for the class name; empty = the data set's own")
+    train_template: str = Field("", description="prompt for training alone; empty = the same as for scoring")
+    resize: Resizing = Field(
+        "crop", description="crop = as the checkpoint's image processor does; squash = to a square, nothing cut off"
+    )
     partition: PartitionName = Field(
         "dirichlet",
         description="dirichlet, pathological, iid, few_shot_iid, few_shot_pathological, or natural = as the data say",
@@ -186,8 +195,19 @@ class DeploymentConfig(Section):
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
 
 
+class OwnMethod(Section):
+    """A method that is not the package's."""
+
+    file: str
+    sha256: str
+
+
 class Config(Section):
-    """A complete run."""
+    """A complete run.
+
+    `own_methods` is written by a run and read when it is gone on with, on this machine alone: code is never loaded from
+    where somebody else's configuration says.
+    """
 
     name: Annotated[str, BeforeValidator(lambda value: str(value))] = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name"
@@ -203,6 +223,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
+    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -226,7 +247,16 @@ class Config(Section):
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
         table.pop("deployment")
+        table.pop("own_methods", None)
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
+
+    def own_files(self) -> dict[str, dict[str, str]]:
+        """The methods that are not the package's, as they are now: file and digest."""
+        return own_files({base_of(name, self.method) for name in self.methods})
+
+    def code(self) -> str:
+        """A digest of these files; "" where all methods are the package's."""
+        return " ".join(about["sha256"] for about in self.own_files().values())
 
     def to_toml(self) -> str:
         """Every key with its value, method fields included: a file that runs this again."""
@@ -235,7 +265,13 @@ class Config(Section):
             name: ({} if name in registry() else {"variant_of": base_of(name, self.method)}) | asdict(method)
             for name, method in self.build_methods().items()
         }
-        return tomli_w.dumps(table)
+        table["own_methods"] = self.own_files()
+        if not table["own_methods"]:
+            del table["own_methods"]
+        text = tomli_w.dumps(table)
+        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+            raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
+        return text
 
 
 def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, list[str]]:
@@ -250,9 +286,25 @@ def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, 
 def parse_value(text: str) -> Any:
     """A TOML value; what is none is taken as a string, so that words need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
+
+
+def parse_toml(text: str) -> Table:
+    """TOML, as far as it is of a size and depth that the library reads within seconds.
+
+    Raises:
+        ValueError: it is not TOML, or too long or too deep.
+    """
+    if len(text) > MOST_TOML:
+        raise ValueError(f"more than {MOST_TOML:,} characters")
+    try:
+        if LONG_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def apply_override(table: Table, override: str) -> None:
@@ -281,14 +333,17 @@ def depth(override: str) -> int:
     return override.partition("=")[0].count(".")
 
 
-def validate(table: Table) -> Config:
-    """A checked configuration.
+def validate(table: Table, own: bool = False) -> Config:
+    """A checked configuration. own: it lies on this machine, and may say where methods are
 
     Raises:
         UserError: one line that names the first wrong key.
     """
-    config = fill_in(check_sections(table))
-    config.build_methods()
+    config = check_sections(table)
+    if own:
+        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
+    config = fill_in(config)
+    config.to_toml()
     return config
 
 
@@ -311,31 +366,40 @@ def check_sections(table: Table) -> Config:
 
 
 def fill_in(config: Config) -> Config:
-    """What the preset decides outside of the methods: the rounds, where they were left open."""
-    rounds = rounds_of(resolve_preset(config.preset, config.model.checkpoint))
-    if "rounds" in config.training.model_fields_set or not rounds:
-        return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"rounds": rounds})})
+    """What the preset decides outside of the methods, where it was left open."""
+    changed = {}
+    for name, keys in sections_of(resolve_preset(config.preset, config.model.checkpoint)).items():
+        section = getattr(config, name)
+        changed[name] = section.model_copy(
+            update={key: value for key, value in keys.items() if key not in section.model_fields_set}
+        )
+    return config.model_copy(update=changed)
 
 
 def read_table(path: Path) -> Table:
     """A TOML file as a dictionary."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_given(path, MOST_TOML).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the encoding too
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
-    table = read_table(path) if path else tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
+    if path:
+        return overridden(read_table(path), overrides, own=True)
+    table = tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
+    asked = [text.strip() for key, _, text in (word.partition("=") for word in overrides) if key.strip() == "preset"]
+    for section, keys in sections_of(asked[-1] if asked else "auto").items():
+        for key in keys:  # a preset that was asked for counts more than the demo
+            table[section].pop(key, None)
     return overridden(table, overrides)
 
 
-def overridden(table: Table, overrides: Sequence[str]) -> Config:
-    """A checked configuration, with overrides on top."""
+def overridden(table: Table, overrides: Sequence[str], own: bool = False) -> Config:
+    """A checked configuration, with overrides on top; own as in `validate`."""
     for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
-    return validate(table)
+    return validate(table, own)

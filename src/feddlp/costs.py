@@ -18,16 +18,6 @@ def trainable_parameters(method: Method, sites: Mapping[str, Site]) -> dict[str,
     return {name: count for name, count in counts.items() if name not in method.frozen}
 
 
-def sent_parameters(method: Method, sites: Mapping[str, Site]) -> int:
-    """Parameters that travel in one direction, of a client that has pruned nothing."""
-    total = 0
-    for name in method.shared:
-        for site, at in sites.items():
-            shapes = method.adapters()[name].shapes(site, at)
-            total += sum(math.prod(shape) for leaf, shape in named(site, shapes) if method.sends(name, leaf))
-    return total
-
-
 def named(site: str, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
     """Leaves under their full names."""
     return [(f"{site}.{leaf}", shape) for leaf, shape in shapes.items()]

@@ -100,7 +100,8 @@ def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: H
 
 def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
-    fingerprints = {"configuration": entry.config.fingerprint(), **materials.fingerprints}
+    config = entry.config
+    fingerprints = {"configuration": config.fingerprint(), "code": config.code(), **materials.fingerprints}
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.write_partition(materials.partition)
     entry.folder.write_left_out(materials.left_out)
@@ -123,8 +124,8 @@ def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], report
         return
     if TAKEN in recorded:
         raise UserError(f"{folder.path} holds models that were taken from a node; use it with: feddlp export")
-    for key in ("configuration", "data", "backbone"):
-        if recorded.get(key) != fingerprints[key]:
+    for key in ("code", "configuration", "data", "backbone"):
+        if recorded.get(key, "") != fingerprints[key]:
             raise UserError(
                 f"{folder.path}: the {key} is not the one that the run began with; put it back, or start a new run"
             )

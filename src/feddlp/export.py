@@ -118,6 +118,7 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         checkpoint=config.model.checkpoint,
         adapt=config.model.adapt,
         dtype=config.model.dtype,
+        resize=config.data.resize,
         backbone=folder.read_environment().get("backbone", ""),
         class_names=class_names,
         template=template,
@@ -158,7 +159,9 @@ def write_adapter(config: Config, factors: Factors, folder: Path) -> None:
 
 def merged(manifest: Manifest, model: ClientModel) -> Backbone:
     """The base with the client's changes in its weights."""
-    backbone = load_base(manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone)
+    backbone = load_base(
+        manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone, resizing=manifest.resize
+    )
     weights = backbone.model.to(trained_dtype(backbone.model.dtype))
     add(weights, differences(model))
     weights.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded

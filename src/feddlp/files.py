@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -65,6 +67,20 @@ def append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     if new:
         sync_folder(path.parent)
+
+
+def read_given(path: Path, most: int = 2**30) -> bytes:
+    """The content of a file that somebody gives.
+
+    Raises:
+        OSError: it cannot be read; a pipe or device, which may never end, or more than `most` bytes.
+    """
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes")
+    return path.read_bytes()
 
 
 def checksum(content: bytes) -> str:

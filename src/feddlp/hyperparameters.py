@@ -98,10 +98,10 @@ def resolve_preset(preset: str, checkpoint: str) -> str:
     return preset
 
 
-def rounds_of(preset: str) -> int | None:
-    """The number of rounds that a preset stands for; None where it leaves them open."""
-    rounds: int | None = asset("presets.toml")[preset].get("training", {}).get("rounds")
-    return rounds
+def sections_of(preset: str) -> dict[str, Table]:
+    """The keys outside of the methods that a preset sets, by section."""
+    table = asset("presets.toml").get(preset, {})
+    return {section: table[section] for section in ("data", "training") if section in table}
 
 
 def preset_fields(setting: Setting, name: str, method: str) -> Table:
@@ -116,7 +116,7 @@ def preset_fields(setting: Setting, name: str, method: str) -> Table:
     own = any(name in rates[key] for key in rates)
     row = alike.get(name) or (name if own else alike.get(method, method))
     column = 0 if setting.beta >= math.sqrt(0.1 * 0.01) else 1  # the nearer of the paper's two
-    found = dict(preset.get("method", {}))
+    found: Table = preset.get("method", {}) | preset.get("one_method", {}).get(method, {})
     for source in (rates["any"], rates.get(setting.known_as, {})):
         if row in source:
             found["lr"] = source[row][column]

@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from feddlp.data.batches import Batch
@@ -27,8 +27,9 @@ from feddlp.data.folders import files_below
 from feddlp.data.pictures import PictureFile, to_rgb
 from feddlp.data.preparation import open_all, thread_pool
 from feddlp.data.prompts import class_prompts
-from feddlp.data.source import LeftOut, Picture
+from feddlp.data.source import LeftOut, Picture, Resizing
 from feddlp.errors import UserError, nearest
+from feddlp.files import read_given
 from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
@@ -39,6 +40,7 @@ from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
 from feddlp.trained import ClientModel, Rule
 
+T = TypeVar("T")
 BATCH = 64
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -225,7 +227,9 @@ def load_predictor(folder: str | Path, checkpoint: str | None = None, device: st
     folder = Path(folder)
     manifest = Manifest.read(folder)
     source = str(folder) if manifest.merged else checkpoint or manifest.checkpoint
-    backbone = load_base(source, manifest.adapt, manifest.dtype, manifest.backbone, pick_device(device))
+    backbone = load_base(
+        source, manifest.adapt, manifest.dtype, manifest.backbone, pick_device(device), manifest.resize
+    )
     theta: dict[str, Theta] = {} if manifest.merged else {"adapter": read_adapter(folder, backbone)}
     adapters: dict[str, Adapter] = {name: LoRA(rank=1, lora_alpha=1) for name in theta}  # the scaling is in B
 
@@ -235,13 +239,15 @@ def load_predictor(folder: str | Path, checkpoint: str | None = None, device: st
     return Predictor(backbone, manifest.class_names, manifest.template, adapters, theta, rule)
 
 
-def load_base(checkpoint: str, adapt: Adapt, dtype: str, fingerprint: str, device: str = "cpu") -> Backbone:
+def load_base(
+    checkpoint: str, adapt: Adapt, dtype: str, fingerprint: str, device: str = "cpu", resizing: Resizing = "crop"
+) -> Backbone:
     """The frozen model that a client's stands on.
 
     Raises:
         UserError: it cannot be loaded, or has other weights.
     """
-    backbone = load_backbone(checkpoint, adapt, device, getattr(torch, dtype))
+    backbone = load_backbone(checkpoint, adapt, device, getattr(torch, dtype), resizing)
     if backbone.fingerprint() != fingerprint:
         raise UserError(f"{checkpoint} has not the weights that the model was made with; give the right checkpoint")
     return backbone
@@ -254,14 +260,7 @@ def read_adapter(folder: Path, backbone: Backbone) -> Theta:
         UserError: damaged, not finite, or it does not fit the backbone.
     """
     file, about = folder / WEIGHTS, folder / CONFIG
-    if missing := [path for path in (file, about) if not path.is_file()]:
-        raise UserError(f"{missing[0]} cannot be read (there is no such file); export it again")
-    try:
-        tensors, config = load_file(file), dict(json.loads(about.read_bytes()))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); export it again") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{about} is damaged ({error}); export it again") from error
+    tensors, config = parsed(file, load), parsed(about, lambda content: dict(json.loads(content)))
     layers = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
     if fault := next(faults(tensors, layers, backbone.sites), ""):
         raise UserError(f"{file} {fault}; export it again")
@@ -269,6 +268,13 @@ def read_adapter(folder: Path, backbone: Backbone) -> Theta:
     if any(config.get(key) != value for key, value in expected.items()):
         raise UserError(f"{about} does not describe the layers in {file.name}; export it again")
     return {f"{layer}.{kind}": tensors[key_of(layer, kind)][None] for layer in layers for kind in "AB"}
+
+
+def parsed(file: Path, parse: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
+    try:
+        return parse(read_given(file))
+    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); export it again") from error
 
 
 def faults(tensors: Mapping[str, Tensor], layers: Sequence[str], sites: Mapping[str, Site]) -> Iterator[str]:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feddlp.data.source import Resizing
 from feddlp.errors import UserError
+from feddlp.files import read_given
 from feddlp.model import Adapt
 
 FILE = "feddlp.json"
@@ -19,6 +21,7 @@ class Manifest(BaseModel):
     Attributes:
         checkpoint: the base, as `model.checkpoint` named it; "." where the folder itself is a whole checkpoint.
         dtype: of the base's weights in the run.
+        resize: how images come to the model's size, as `data.resize`.
         backbone: fingerprint of the base in that dtype.
         client_name: what the data call the client; "" where they do not.
         adapter: "local", the client's own model; "global", the shared adapter.
@@ -30,6 +33,7 @@ class Manifest(BaseModel):
     checkpoint: str
     adapt: Adapt
     dtype: Literal["float32", "bfloat16", "float64"]
+    resize: Resizing = "crop"
     backbone: str
     class_names: list[str] = Field(min_length=1)
     template: str
@@ -40,6 +44,17 @@ class Manifest(BaseModel):
     seed: int
     round: int
     adapter: Literal["local", "global"]
+
+    @property
+    def owner(self) -> str:
+        """Whose model it is; a client by its number and, where the data name it, by its name."""
+        if self.adapter == "global":
+            return "the server"
+        return f"client {self.client}{f' ({self.client_name})' if self.client_name else ''}"
+
+    @property
+    def about(self) -> str:
+        return f"{self.method} of {self.owner} after round {self.round}"
 
     @property
     def merged(self) -> bool:
@@ -54,9 +69,7 @@ class Manifest(BaseModel):
         """
         file = folder / FILE
         try:
-            if not file.is_file():
-                raise FileNotFoundError(file)
-            return cls.model_validate_json(file.read_bytes())
+            return cls.model_validate_json(read_given(file))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a folder that `feddlp export` wrote (it has no readable {FILE}); check the path"

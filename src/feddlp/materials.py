@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from feddlp.config import Config
@@ -15,13 +14,11 @@ from feddlp.data.batches import ClientData
 from feddlp.data.cache import PixelCache, cached_features
 from feddlp.data.cache_folder import cache_root
 from feddlp.data.datasets import Dataset
-from feddlp.data.dealing import deal
 from feddlp.data.features import encode_prompts, image_features
-from feddlp.data.folders import one_client
 from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
-from feddlp.data.source import PARTS, LeftOut, Part, Source
-from feddlp.data.splits import ClientSplit, class_counts
+from feddlp.data.source import PARTS, LeftOut, Source
+from feddlp.data.splits import ClientSplit, class_counts, split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
@@ -88,7 +85,7 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     """
     source = own_source(config, share) if share else datasets.find(config.data.dataset)
     ids = share.clients if share else ()
-    splits = deal_out(config, source.labels, source.clients, source.parts, ids)
+    splits = split_clients(source.labels, config.data, source.clients, source.parts, ids)
     say_ignored(source, reporter)
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
@@ -99,11 +96,15 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
         config.model.adapt,
         pick_device(config.model.device),
         getattr(torch, config.model.dtype),
+        config.data.resize,
     )
     encoded = encode_prompts(backbone, prompts)
+    if config.data.train_template:
+        learned = encode_prompts(backbone, class_prompts(class_names, config.data.train_template))
+        encoded = replace(encoded, training=learned)
     dataset = open_images(config, source, backbone, reporter)
     if dataset.left_out:
-        splits = deal_out(config, dataset.labels, dataset.clients, dataset.parts, ids)
+        splits = split_clients(dataset.labels, config.data, dataset.clients, dataset.parts, ids)
         describe_data(config, len(source.class_names), splits, reporter)
     inputs = dataset.images.to(backbone.device)
     if config.model.adapt == "text":
@@ -130,13 +131,12 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
 
 
 def own_source(config: Config, share: Share) -> Source:
-    """The images of natural clients that are here; a plain folder is one client's, and of all clients some are taken.
+    """The images of natural clients that are here; of all clients some are taken.
 
     Raises:
         UserError: data of more clients than `share` names, or of fewer.
     """
-    kind, _, argument = config.data.dataset.partition(":")
-    source = one_client(argument) if kind == "folder" else datasets.find(config.data.dataset)
+    source = datasets.find_own(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
     names = sorted(set(owners))
     if len(names) == share.of > len(share.clients):
@@ -220,40 +220,6 @@ def client_data(
     """The three parts of some clients' samples."""
     parts = (ClientData(inputs, labels, tuple(getattr(splits[client], part) for client in ids)) for part in PARTS)
     return FederatedData(tuple(ids), *parts)
-
-
-def deal_out(
-    config: Config, labels: Any, owners: Sequence[str] = (), parts: Sequence[Part] = (), ids: Sequence[int] = ()
-) -> list[ClientSplit]:
-    """Partition and split as the configuration says. ids: who the clients are, if not 0, 1, ..."""
-    data = config.data
-    if data.newcomers >= data.clients:
-        raise UserError(
-            f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
-            f"use at most {data.clients - 1}"
-        )
-    if data.splits == "official" and not parts:
-        raise UserError(
-            f"data.splits=official: {data.dataset} has no official splits; use data.splits=merged, "
-            "or csv: with a column split"
-        )
-    return deal(
-        np.asarray(labels),
-        name=data.partition,
-        clients=data.clients,
-        dirichlet_beta=data.dirichlet_beta,
-        classes_per_client=data.classes_per_client,
-        shots=data.shots,
-        min_samples=data.min_samples,
-        test_set=data.test_set,
-        test_share=data.test_share,
-        validation_share=data.validation_share,
-        stratified=data.stratified,
-        seed=data.partition_seed,
-        owners=owners,
-        parts=parts if data.splits == "official" else (),
-        ids=ids,
-    )
 
 
 def describe_data(config: Config, classes: int, splits: list[ClientSplit], reporter: Reporter) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from feddlp.bench import text as bench_text
 from feddlp.completeness import missing_newcomers, missing_rounds
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
+from feddlp.names import csv_text, printable
+from feddlp.progress import Console
 from feddlp.records import TAKEN, RunFolder
 from feddlp.report.paper_forms import PaperTable, Which, text
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
@@ -42,8 +39,8 @@ def print_run(folder: RunFolder, console: Console) -> None:
     if newcomers := folder.read_newcomers():
         console.print(newcomers_table(newcomers), crop=False)
     if lack := unfinished(folder):
-        console.print(f"Unfinished {lack}.", highlight=False)
-        console.print(f"Go on with: feddlp resume {folder.path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Unfinished {lack}.")
+        console.print(f"Go on with: feddlp resume {folder.path}", soft_wrap=True)
 
 
 def unfinished(folder: RunFolder) -> str:
@@ -66,7 +63,7 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_again(folder: RunFolder, console: Console) -> None:
     """The same of a run whose page is written already."""
     print_run(folder, console)
-    console.print(f"report: {page_of(folder)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {page_of(folder)}", soft_wrap=True)
 
 
 def page_of(folder: RunFolder) -> Path:
@@ -79,33 +76,24 @@ def print_sweep(path: Path, console: Console) -> None:
     lines = summarise_choices(path, choices)
     console.print(*sweep_tables(path, lines), crop=False)
     if not finished:
-        console.print("Unfinished: methods are missing; start the sweep again to go on.", highlight=False)
+        console.print("Unfinished: methods are missing; start the sweep again to go on.")
     write_atomically(path / "results.csv", sweep_csv(lines).encode())
-    console.print(f"as CSV: {path / 'results.csv'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"as CSV: {path / 'results.csv'}", soft_wrap=True)
 
 
 def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: Path | None, console: Console) -> None:
     """Tables in the paper's layout, and where they are as CSV and as a page."""
     for table in tables:
         console.print(*text(table, which), crop=False)
-    console.print(f"as CSV: {csv}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"as CSV: {csv}", soft_wrap=True)
     if page:
-        console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def print_bench(result: Mapping[str, Any], as_json: bool) -> None:
-    """A measurement, for people or for machines."""
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_list(dict(bench_text.describe(result)))
+        console.print(f"report: {page}", soft_wrap=True)
 
 
 def print_exported(exported: Exported) -> None:
     """Where a model is now, and how to use it."""
     about, ranks = exported.manifest, exported.ranks
-    whose = f"client {about.client}" if about.adapter == "local" else "the server"
-    print(f"{exported.folder}: {about.method} of {whose} after round {about.round}, {form_of(exported)}")
+    print(f"{exported.folder}: {about.about}, {form_of(exported)}")
     if not ranks and not about.merged:
         print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
     print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")
@@ -128,7 +116,7 @@ def predictions(found: Iterable[Prediction], form: str) -> Iterator[str]:
     else:
         for one in found:
             if one.classes:
-                yield "  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes))) + "\n"
+                yield printable("  ".join((one.image, *(f"{name} {p:.1%}" for name, p in one.classes)))) + "\n"
 
 
 def prediction_object(one: Prediction) -> dict[str, Any]:
@@ -145,7 +133,7 @@ def scores(found: Sequence[ClassScore], form: str) -> str:
     if form == "json":
         objects = [score_object(one) for one in found]
         return json.dumps({**score_object(total), "classes": objects}, indent=1) + "\n"
-    rows = [tuple(score_object(one).values()) for one in (*found, total)]
+    rows = [(printable(one.name), *list(score_object(one).values())[1:]) for one in (*found, total)]
     if form == "csv":
         return csv_text([("class", "images", "correct", "accuracy"), *rows])
     width = max(len(name) for name, *_ in rows)
@@ -155,9 +143,3 @@ def scores(found: Sequence[ClassScore], form: str) -> str:
 def score_object(one: ClassScore) -> dict[str, Any]:
     share = round(100 * one.correct / one.images, 6) if one.images else 0.0
     return {"class": one.name, "images": one.images, "correct": one.correct, "accuracy": share}
-
-
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    return table.getvalue()

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from feddlp.names import printable
 
 LEAST = 20  # columns
 
 
-def terminal(stderr: bool = False) -> Console:
-    """Where progress and tables go. A width that is too small for any line, such as COLUMNS=0, is not believed."""
-    console = Console(stderr=stderr)
-    if console.width < LEAST:
-        console.width = LEAST
-    return console
+class Console(rich.console.Console):
+    """A terminal on which names from outside are shown, and neither obeyed nor taken for markup."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None):
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+        if self.width < LEAST:  # COLUMNS=0, for example, on which nothing would be shown
+            self.width = LEAST
+
+    def render(
+        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
+
+
+class Shown:
+    """A text stream that shows what it writes; a console writes to the stream itself."""
+
+    def __init__(self, stream: TextIO):
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        return self.rich_proxied_file.write(printable(text, keep="\n\t") if isinstance(text, str) else text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def shown(stream: TextIO) -> TextIO:
+    return cast("TextIO", Shown(stream))
 
 
 def round_text(row: Mapping[str, Any], rounds: int) -> str:
@@ -49,7 +76,7 @@ class PlainReporter:
         pass
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
 
     def run_started(self, folder: Path) -> None:
         self.folder = folder

@@ -39,6 +39,7 @@ from filelock import FileLock, Timeout
 
 from feddlp.errors import UserError
 from feddlp.files import append, checksum, make_folder, write_atomically
+from feddlp.names import csv_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,9 +177,7 @@ class RunFolder:
     def write_left_out(self, files: Sequence[tuple[str, str]]) -> None:
         """Images that could not be read, each with its reason; no file where there are none."""
         if files:
-            table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *files])
-            write_atomically(self.path / "left_out.csv", table.getvalue().encode(errors="surrogateescape"))
+            write_atomically(self.path / "left_out.csv", csv_text([("path", "reason"), *files]).encode())
 
     def read_partition(self) -> dict[str, Any] | None:
         """Who holds what; None where the run died before it was written."""

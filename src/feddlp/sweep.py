@@ -63,7 +63,8 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if not (path / "config.toml").exists():
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
-    if identity(found) != identity(config):
+    code = " ".join(about.sha256 for about in found.own_methods.values())
+    if (*identity(found), code) != (*identity(config), config.code()):
         raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
         raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")

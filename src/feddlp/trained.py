@@ -26,6 +26,7 @@ from feddlp.model.adapters import LoRA, Theta, View, sites_of
 from feddlp.records import ROSTER, RunFolder
 from feddlp.report.sweeps import is_sweep, run_folders
 
+MOST_DIGITS = 10  # of a client's number
 Which = Literal["local", "global"]
 Rule = Callable[[Forward, Batch], Tensor]
 """How a model predicts: logits [K, B, C]."""
@@ -146,7 +147,7 @@ def stored(folder: RunFolder, method: str, place: int) -> tuple[int, dict[str, T
     for name, kind, leaf in (key.split("/") for key in state if "/theta/" in key):
         own.setdefault(name, {})[leaf] = state[f"{name}/{kind}/{leaf}"]
     server: dict[str, Theta] = {}
-    for name, leaf in (key.split("/")[2:] for key in found[1] if key.startswith("server/shared/")):
+    for name, leaf in (key.split("/", 3)[2:] for key in found[1] if key.startswith("server/shared/")):
         server.setdefault(name, {})[leaf] = found[1][f"server/shared/{name}/{leaf}"]
     return found[0], own, server
 
@@ -170,17 +171,27 @@ def unchanged(folder: RunFolder, method: str) -> Iterator[None]:
 
 
 def number_of(folder: RunFolder, client: int | str) -> int:
-    """A client by its number or, where the data name the clients, by its name.
+    """A client by its number or, where the data name the clients, by its name; number:N and name:NAME say which.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or two clients.
     """
+    if isinstance(client, int):
+        return client
     names = names_of(folder)
-    if isinstance(client, int) or client in names:
-        return client if isinstance(client, int) else names.index(client)
-    if not client.isdecimal():
-        raise UserError(f"--client {client} is no number{', and ' + nearest(client, names) if names else ''}")
-    return int(client)
+    number, name = client.removeprefix("number:"), client if client in names else client.removeprefix("name:")
+    numbered = int(number) if number.isdecimal() and len(number) < MOST_DIGITS else None
+    if name not in names:
+        if numbered is None:
+            raise UserError(f"--client {client} is no number{', and ' + nearest(client, names) if names else ''}")
+        return numbered
+    named = names.index(name)
+    if numbered is not None and named != numbered < len(names):
+        raise UserError(
+            f"--client {client} is client {numbered} ({names[numbered]}) by its number, and client {named} "
+            f"({names[named]}) by its name; write number:{client} or name:{client}"
+        )
+    return named
 
 
 def names_of(folder: RunFolder) -> list[str]:
@@ -225,10 +236,13 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
     if not algorithm.shared:
         raise UserError(f"--adapter global: {method} shares nothing; leave --adapter out for the client's own model")
     name = algorithm.shared[0]
-    received = {leaf: value[None] for leaf, value in server[name].items()}
-    if absent and isinstance(algorithm.adapters()[name], LoRA) and not has_both_factors(received):
+    if not absent:  # where a part never travels, the client's
+        received = algorithm.take(name, theta[name], server[name])
+        return replace(model, which="global", theta={name: theta[name] | received}, view=name)
+    whole = {leaf: value[None] for leaf, value in server[name].items()}
+    adapts = isinstance(algorithm.adapters()[name], LoRA)
+    if type(algorithm).take is not Method.take or (adapts and not has_both_factors(whole)):
         raise UserError(f"--client {client} never took part, and not all of {method} travels; choose another client")
-    whole = theta.get(name, {}) | received  # where a part never travels, the client's
     return replace(model, which="global", theta={name: whole}, view=name)
 
 

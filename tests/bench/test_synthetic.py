@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from feddlp.bench.synthetic import (
-    client_sizes,
     deal,
     decode,
     model_config,
@@ -69,13 +68,6 @@ def test_clients_hold_their_own_few_classes():
     assert [len(rows) for rows in held] == [7, 30]
     assert all(labels[rows].unique().numel() == 3 for rows in held)
     assert set(labels[held[0]].tolist()) != set(labels[held[1]].tolist())
-
-
-def test_sizes_are_equal_or_ragged():
-    assert client_sizes(3, 8, False) == [8, 8, 8]
-    assert client_sizes(4, 32, True) == [32, 24, 16, 8]
-    assert client_sizes(1, 8, True) == [8]
-    assert min(client_sizes(5, 1, True)) == 1
 
 
 @pytest.mark.parametrize(("adapt", "shape"), [("image", (3, 32, 32)), ("text", (96,))])

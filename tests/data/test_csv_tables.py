@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures_factory import resize, save
 
-from feddlp.data.csv_tables import in_order
 from feddlp.data.datasets import find, load
 from feddlp.errors import UserError
+from feddlp.names import in_order
 
 LINES = ["path,label,client,split", "a.png,b_c,ann,train", "deep/b.png,a,bob,val", '"c, d.png",a,ann,Test']
 
@@ -64,6 +65,41 @@ def test_a_file_that_stands_on_two_lines_is_refused(write, tmp_path, again):
             find(write("path,label,split", "a.png,x,train", "deep/b.png,y,test", f"{path},x,test"))
 
 
+def test_quotes_may_stand_after_spaces(write):
+    source = find(write("path, label", 'a.png, "melanoma, in situ"', 'deep/b.png,  "x ""y"" z"'))
+    assert source.class_names == ("melanoma, in situ", 'x "y" z')
+
+
+def test_the_delimiter_is_counted_outside_quotes(write):
+    source = find(write('path,label,"a;b;c"', "a.png,x,1", "deep/b.png,y,2"))
+    assert source.class_names == ("x", "y")
+    assert find(write('"a,b,c, ""d"",";path;label', "1;a.png;x", "2;deep/b.png;y")).class_names == ("x", "y")
+
+
+def test_labels_of_any_length_have_an_order(write):
+    assert find(write("path,label", f"a.png,{'9' * 5000}", "b.png,10")).class_names[0] == "10"
+
+
+def test_class_names_are_read_in_nfc(write):
+    assert find(write("path,label", "a.png,cafe\u0301", "b.png,tea")).class_names == ("caf\u00e9", "tea")
+
+
+def test_lines_that_say_the_same_of_one_file_count_once(write, tmp_path):
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    source = find(write("path,label", "a.png,x", "hard.png,x", "deep/b.png,y", "./a.png,x"))
+    assert source.labels == [0, 1]
+    assert [file.reason for file in source.ignored] == [f"the same file as {tmp_path}/a.png"] * 2
+    with pytest.raises(UserError, match=r"lines 2 and 3 name the same file hard\.png and differ; keep one"):
+        find(write("path,label", "a.png,x", "hard.png,y"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "table.csv")
+    with pytest.raises(UserError, match=r"cannot read .*table\.csv \((not a regular file|Is a directory)\)"):
+        find(f"csv:{tmp_path / 'table.csv'}")
+
+
 @pytest.mark.parametrize("header", ["Path,LABEL", " path , label", "path;label", "Path ; Label"])
 def test_a_header_may_be_written_as_spreadsheets_do(write, header):
     delimiter = ";" if ";" in header else ","
@@ -72,11 +108,10 @@ def test_a_header_may_be_written_as_spreadsheets_do(write, header):
     assert load(source, resize).images.shape == (2, 3, 4, 4)
 
 
-def test_a_path_that_is_none_cannot_be_read(write):
-    source = find(write("path,label", "a.png,x", "b\0.png,y", "deep/b.png,y"))
-    assert [file.reason for file in load(source, resize, on_bad_image="skip").left_out] == [
-        "not a path: embedded null byte"
-    ]
+@pytest.mark.parametrize("line", ["b\0.png,y", "b.png,y\0"])
+def test_a_nul_is_no_text(write, line):
+    with pytest.raises(UserError, match=r"table\.csv, line 3 has a NUL character"):
+        find(write("path,label", "a.png,x", line, "deep/b.png,y"))
 
 
 def test_an_empty_table_is_refused(tmp_path):
@@ -109,8 +144,14 @@ def test_a_path_may_be_absolute_and_a_missing_file_is_found_when_opened(write, t
         (["path,label,note", 'a.png,x,"two', 'lines"', "b.png,,"], "line 4 has no label"),
         (["path,label,split", "a.png,x,maybe", "b.png,y,test"], "line 2 has the split 'maybe'; use train"),
         (["path,label", "a.png,x_y", "b.png,x-y"], "prompts would be alike"),
-        (["path,label", "a.png,01 x", "b.png,01_X"], "prompts would be alike"),
-        (["path,label", '"a.png,x'], "not a CSV file"),
+        (["path,label", "a.png,01 x", "b.png,01_x"], "prompts would be alike"),
+        (["path,label", '"a.png,x'], "not a CSV file, line 2"),
+        (["path,label", "a.png,melanoma, in situ", "b.png,nevus"], r"table\.csv, line 2 has 3 values, .* 2 columns; "),
+        (["path,label", "a.png,x,", "b.png,y"], "line 2 has 3 values"),
+        (["path;label", "a.png;x;y", "b.png;y"], "line 2 has 3 values"),
+        (["path,label,note", "a.png,x,1", "b.png,y"], "line 3 has no note"),
+        (["path,label", "   ", "a.png,x"], "line 2 has no path"),
+        (["path,label", "a.png,caf\u00e9", "b.png,cafe\u0301"], r"alike \('caf\u00e9' .*'cafe\\u0301'\)"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(write, lines, message):

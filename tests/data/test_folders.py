@@ -221,7 +221,7 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
     assert len(datasets.find(f"folder:{tmp_path}").labels) == 2
 
 
-@pytest.mark.parametrize("twin", ["a-b", "a__b", "A b", "a_b_", " a-B"])
+@pytest.mark.parametrize("twin", ["a-b", "a b"])
 def test_class_folders_whose_prompts_would_be_alike_are_refused(photos, twin):
     for kind in ("a_b", twin):
         save(photos / kind / "a.png")

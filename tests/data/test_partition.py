@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.config import load_config
+from feddlp.config import DataConfig, load_config
 from feddlp.data import partition as module
-from feddlp.data.partition import MAX_TRIES, partition
-from feddlp.data.splits import split
+from feddlp.data.partition import MAX_TRIES, Samples
+from feddlp.data.splits import split, split_clients
 from feddlp.errors import UserError
-from feddlp.materials import deal_out as deal_as_configured
 
 DTD = np.repeat(np.arange(47), 120)
 SHARES = {"test_share": 0.25, "validation_share": 0.1}
@@ -29,6 +28,13 @@ PAPER = {
         [8, 7, 7, 5, 7, 7, 8, 14, 17, 16],
     ),
 }
+
+
+def partition(labels, name, clients, *, seed=1, classes=None, **options):
+    """The holdings under a configuration with these keys."""
+    data = DataConfig(partition=name, clients=clients, partition_seed=seed, **options)
+    return module.partition(Samples(labels, classes or int(labels.max()) + 1), data)
+
 
 relaxed = settings(deadline=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
@@ -98,7 +104,7 @@ def test_another_partition_seed_gives_another_partition(name):
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "iid"])
 def test_the_run_seed_plays_no_role(name):
     options = [f"data.partition={name}", "data.classes_per_client=5"]
-    first, second = (deal_as_configured(load_config(None, [*options, f"seed={seed}"]), DTD) for seed in (0, 7))
+    first, second = (split_clients(DTD, load_config(None, [*options, f"seed={seed}"]).data) for seed in (0, 7))
     for one, other in zip(first, second, strict=True):
         for part in ("train", "validation", "test"):
             assert torch.equal(getattr(one, part), getattr(other, part))

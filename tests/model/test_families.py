@@ -185,6 +185,23 @@ def test_the_fingerprint_knows_every_weight_and_the_bias(kind, checkpoints):
 
 
 @kinds
+def test_squashed_images_keep_their_edges(kind, checkpoints):
+    """As FedDLP's public code: to a square with Pillow's bilinear filter, and nothing cut off."""
+    crop, squash = (load_backbone(str(checkpoints[kind]), "image", resizing=how) for how in ("crop", "squash"))
+    side = squash.model.config.vision_config.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    whole = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+    found = squash.resize([picture])
+    assert found.shape == (1, 3, side, side)
+    torch.testing.assert_close(found[0], torch.from_numpy(whole.copy()).permute(2, 0, 1), atol=1, rtol=0)
+    assert not torch.equal(found, crop.resize([picture]))
+    assert squash.resize_settings() != crop.resize_settings()  # so that each has prepared images of its own
+    assert squash.fingerprint() == crop.fingerprint()
+    torch.testing.assert_close(squash.pixel_mean, crop.pixel_mean)
+
+
+@kinds
 def test_a_copy_of_the_lean_model_is_independent(kind, checkpoints, pictures):
     backbone = load_backbone(str(checkpoints[kind]), "both")
     twin, tokens = copy.deepcopy(backbone.model), backbone.tokenize(CASED)

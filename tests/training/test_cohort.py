@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feddlp.data.features import encode_prompts
+from feddlp.data.prompts import class_prompts
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
 from feddlp.training.cohort import Cohort, Slot
@@ -172,3 +174,19 @@ def test_correct_counts_only_real_samples(make_cohort, client_data):
     small, large = cohort.correct(data, 2)[""], cohort.correct(data, 64)[""]
     assert torch.equal(small, large)
     assert (large <= data.sizes()).all()
+
+
+def test_a_prompt_for_training_is_learnt_from_and_not_scored_by(backbones, prompts, client_data, digits):
+    data = client_data("text")
+    other = encode_prompts(backbones["text"], class_prompts(digits.class_names, "a bad photo of the digit {}."))
+    slots = [Slot(client, 0, FLoRA(lr=1e-2)) for client in range(3)]
+    both, plain, foreign = (
+        Cohort(slots, backbones["text"], said) for said in (replace(prompts, training=other), prompts, other)
+    )
+    trained = [train(cohort, data) for cohort in (both, plain, foreign)]
+    assert largest_difference(trained[0], trained[2]) == 0
+    assert largest_difference(trained[0], trained[1]) > 0
+    plain.load_state_dict(trained[0])
+    assert torch.equal(both.correct(data, 4)[""], plain.correct(data, 4)[""])
+    batch = next(data.in_order(4))
+    assert torch.equal(both.method.predict(both.forward, batch), plain.method.predict(plain.forward, batch))

@@ -1,1 +1,1 @@
-"""How fast this machine trains: its matrix rate, the training step, the round, and the ratio to the naive twin."""
+"""How fast this machine trains, next to its own matrix rate and to research code."""

@@ -1,4 +1,4 @@
-"""What `feddlp bench` measures, checked at the door as a configuration is."""
+"""What `feddlp bench` measures; checked at the door as a configuration is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from feddlp.methods.base import Method
 from feddlp.model import Adapt
 from feddlp.training.losses import Objective
 
+MOST_CLIENTS = 10
+
 
 class BenchOptions(BaseModel):
-    """The workload, and for how long it is measured."""
+    """The workload, and how long the answer may take."""
 
     model_config = CHECKED
 
@@ -26,19 +28,20 @@ class BenchOptions(BaseModel):
     method: str = Field("feddlp", description="a method or a variant, see feddlp methods")
     objective: Objective = Field("class_ce", description="class_ce, in_batch or in_batch_positives")
     adapt: Adapt = Field("image", description="the tower that carries the adapters: image, text or both")
-    clients: int = Field(10, ge=1, description="clients, all of which take part")
+    clients: int = Field(0, ge=0, description=f"clients; 0 = as many of {MOST_CLIENTS} as there is time for")
     batch_size: int = Field(32, ge=1, description="samples of each client in a step")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and activations")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the frozen weights and activations; auto = the one in which this machine is faster"
+    )
     classes: int = Field(37, ge=2, description="classes, each with a prompt of up to 12 tokens")
     classes_per_client: int = Field(8, ge=1, description="classes that each client holds")
-    steps: int = Field(1, ge=1, description="training steps of a round, of the largest client")
-    ragged: bool = Field(False, description="clients of different sizes, the smallest a quarter of the largest")
+    steps: int = Field(1, ge=1, description="training steps of a round")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    seconds: float = Field(60.0, gt=0, description="measure for about that long after the warm-up, nine rounds at most")
-    naive: bool | None = Field(None, description="measure the naive twin too; where there is one if left out")
+    seconds: float = Field(100.0, gt=0, description="how long the answer may take, about")
+    naive: bool | None = Field(None, description="measure the naive twin too; auto = where there is one")
 
     def build_method(self) -> Method:
-        """The method under its defaults.
+        """Build the method under its defaults.
 
         Raises:
             UserError: an unknown method, or one that trains nothing.
@@ -50,16 +53,12 @@ class BenchOptions(BaseModel):
 
     @property
     def has_twin(self) -> bool:
-        """Whether the naive twin knows this workload."""
+        """Whether the naive twin can run this workload."""
         return self.method == "feddlp" and self.adapt != "both" and self.objective != "in_batch_positives"
-
-    @property
-    def with_twin(self) -> bool:
-        return self.has_twin if self.naive is None else self.naive
 
 
 def load_options(words: Sequence[str]) -> BenchOptions:
-    """`key=value` words -> checked options.
+    """Check `key=value` words.
 
     Raises:
         UserError: one line that names the first wrong key.

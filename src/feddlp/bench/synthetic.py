@@ -18,10 +18,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel
 
+from feddlp.bench.options import MOST_CLIENTS, BenchOptions
 from feddlp.data.batches import ClientData
 from feddlp.data.features import image_features
 from feddlp.data.prompts import Prompts
+from feddlp.errors import UserError
 from feddlp.federation.host import FederatedData
+from feddlp.materials import pick_device
+from feddlp.methods.base import Method
 from feddlp.model import Adapt
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_config
@@ -123,13 +127,6 @@ def deal(sizes: Sequence[int], labels: Tensor, classes_per_client: int) -> tuple
     return tuple(held)
 
 
-def client_sizes(clients: int, largest: int, ragged: bool) -> list[int]:
-    """Samples of each client: all the same, or falling evenly to a quarter of the largest."""
-    if not ragged or clients == 1:
-        return [largest] * clients
-    return [max(1, round(largest * (1 - 0.75 * client / (clients - 1)))) for client in range(clients)]
-
-
 @dataclass(frozen=True)
 class Pool:
     """The photographs that all clients share, as files and as the model reads them."""
@@ -156,3 +153,31 @@ def random_data(backbone: Backbone, pool: Pool, sizes: Sequence[int], classes_pe
     counts = (sizes, [0] * len(sizes), [-(-size // 3) for size in sizes])
     parts = (ClientData(inputs, pool.labels, deal(part, labels, classes_per_client)) for part in counts)
     return FederatedData(tuple(range(len(sizes))), *parts)
+
+
+class Workload:
+    """What is measured: a model with random weights, made-up prompts and photographs; the same for the same options.
+
+    Args:
+        options: with a dtype and a device of their own.
+    """
+
+    def __init__(self, options: BenchOptions, method: Method):
+        self.options, self.method, self.device = options, method, torch.device(options.device)
+        dtype = getattr(torch, options.dtype)
+        self.backbone = random_backbone(model_config(options.model), options.adapt, options.device, dtype)
+        images = (options.clients or MOST_CLIENTS) * options.steps * options.batch_size
+        self.pool = random_pool(self.backbone, options.classes, images)
+        self.prompts = random_prompts(self.backbone, options.classes)
+
+    def data(self, clients: int) -> FederatedData:
+        """The samples of some clients, all with as many."""
+        sizes = [self.options.steps * self.options.batch_size] * clients
+        return random_data(self.backbone, self.pool, sizes, self.options.classes_per_client)
+
+
+def find_device(name: str) -> torch.device:
+    try:
+        return torch.device(pick_device(name))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("model.")) from error

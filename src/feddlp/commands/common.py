@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddlp.errors import UserError
-from feddlp.progress import PlainReporter, make_reporter
+from feddlp.progress import Console, PlainReporter, make_reporter
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
@@ -77,7 +76,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """ "0,1,42" -> (0, 1, 42)"""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
+    if not all(part.strip().isdecimal() and len(part) < 20 for part in text.split(",")):
         raise UserError(f"{option}={text} is not a list of whole numbers; write {option} 0,1,42")
     return tuple(int(part) for part in text.split(","))
 

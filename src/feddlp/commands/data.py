@@ -30,13 +30,14 @@ def check(
     """
     from feddlp.data.check import describe, examine
     from feddlp.data.datasets import find
-    from feddlp.progress import make_reporter, terminal
+    from feddlp.names import printable
+    from feddlp.progress import Console, make_reporter
 
     collection = find(named(source))
-    with make_reporter(terminal(stderr=True)) as reporter:
+    with make_reporter(Console(stderr=True)) as reporter:
         findings = examine(collection, lambda done, total: reporter.preparing("images", done, total))
     for line in describe(findings):
-        print(line)
+        print(printable(line))
     raise typer.Exit(1 if findings.unreadable else 0)
 
 

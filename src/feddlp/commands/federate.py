@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -22,7 +20,7 @@ from feddlp.commands.common import (
     split_words,
 )
 from feddlp.errors import UserError
-from feddlp.progress import terminal
+from feddlp.progress import Console
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 
@@ -31,6 +29,7 @@ Simulated = Annotated[bool, typer.Option("--simulation", help="Flower's simulati
 Link = Annotated[str, typer.Option("--link", metavar="HOST:PORT", help="Where the SuperLink is.")]
 Keys = Annotated[Path | None, typer.Option("--keys", metavar="DIR", help="Certificates, as feddlp keys makes them.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without certificates, though not on this machine alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower says, too; it also stands in DIR/*.log.")]
 Place = Annotated[Path, typer.Option("--place", metavar="DIR", help="Where Flower's own files may lie.")]
 PLACE = Path("federation")
 ADDRESS = "127.0.0.1:8000"
@@ -84,7 +83,7 @@ def bring_to_its_end(path: Path, nodes: int, simulation: bool) -> None:
     from feddlp.printing import print_again, print_finished
     from feddlp.records import RunFolder
 
-    folder, console = RunFolder.open(path), terminal()
+    folder, console = RunFolder.open(path), Console()
     if not missing_rounds(folder):
         print_finished(folder, console)
         return
@@ -103,6 +102,7 @@ def link(
     keys: Keys = None,
     insecure: Insecure = False,
     place: Place = PLACE,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """The server's side of the network: Flower's SuperLink, which also runs the server of each run.
@@ -111,10 +111,13 @@ def link(
     feddlp federate link --host 0.0.0.0 --keys keys
     """
     with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
+        from feddlp.federation.flower import machines, processes
 
-    trusted = machines.trust(f"{host}:{port}", keys, insecure, "--host")
-    become(*machines.link(f"{host}:{port}", trusted, place))
+    address = machines.listening_on(host, port)
+    command, variables = machines.link(address, machines.trust(address, keys, insecure, "--host"), place)
+    print_at_once(f"feddlp: SuperLink on {address}; Flower's log is {place}/link.log")
+    if code := processes.run_shown(command, variables, place / "link.log", verbose):
+        raise UserError(f"the SuperLink ended with code {code}; its log {place}/link.log says why")
 
 
 @app.command()
@@ -136,6 +139,7 @@ def node(
     keys: Keys = None,
     insecure: Insecure = False,
     place: Place = PLACE,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """One site: Flower's SuperNode with some of the clients.
@@ -155,7 +159,13 @@ def node(
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
     hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
     with held_alone(state_dir.absolute(), "node.lock"):
-        processes.keep_running(command, variables, lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"))
+        log = place / f"node-{port}.log"
+        print_at_once(f"feddlp: node for {link}; Flower's log is {log}")
+        if not machines.answers(link):
+            print_at_once(f"feddlp: nobody answers on {link} yet; the node tries on")
+        processes.keep_running(
+            lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"), command, variables, log, verbose
+        )
 
 
 @app.command()
@@ -279,8 +289,3 @@ def stop(
     print(
         f"{len(stopped)} stopped; go on with: feddlp federate run --resume RUN" if stopped else "nothing is under way"
     )
-
-
-def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
-    """Go on as one of Flower's programs, which then has this terminal and gets its signals."""
-    os.execve(command[0], list(command), dict(variables))

@@ -11,7 +11,7 @@ import typer
 
 from feddlp.commands.common import Debug, RunPath, SomeFailed, named, quiet_libraries
 from feddlp.errors import UserError
-from feddlp.progress import PlainReporter, make_reporter, terminal
+from feddlp.progress import Console, PlainReporter, make_reporter
 
 if TYPE_CHECKING:
     from feddlp.inference import Prediction
@@ -25,7 +25,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 def export(
     path: RunPath,
-    client: Annotated[str, typer.Option(help="Whose model: a number from 0 or, of natural clients, a name.")],
+    client: Annotated[str, typer.Option(help="Whose model: a number from 0, or a name (also as number:N, name:NAME).")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
     method: Annotated[str | None, typer.Option(help="Where the run has several; feddlp if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Where RUN is a sweep: which of its runs.")] = None,
@@ -67,6 +67,7 @@ def predict(
     """
     quiet_libraries()
     from feddlp.inference import find_images, load_predictor
+    from feddlp.manifest import Manifest
     from feddlp.printing import predictions
 
     form = chosen_form(as_csv, as_json)
@@ -75,7 +76,8 @@ def predict(
     bad: list[Prediction] = []
     # The bar takes sys.stdout over, to keep lines above itself: right on a terminal, wrong for a file or a pipe.
     out = None if sys.stdout.isatty() else sys.stdout
-    with make_reporter(terminal(stderr=True)) as reporter:
+    with make_reporter(Console(stderr=True)) as reporter:
+        reporter.note(Manifest.read(adapter).about)
         found = predictor.stream(files, top, progress(reporter, "images"))
         for text in predictions(telling(found, reporter, bad), form):
             print(text, end="", file=out)
@@ -103,13 +105,15 @@ def evaluate(
     quiet_libraries()
     from feddlp.data import datasets
     from feddlp.inference import load_predictor
+    from feddlp.manifest import Manifest
     from feddlp.printing import scores
 
     form = chosen_form(as_csv, as_json)
     source = datasets.find(named(data))
     predictor = load_predictor(adapter, model, device)
     predictor.columns_of(source.class_names)  # before anything is opened
-    with make_reporter(terminal(stderr=True)) as reporter:
+    with make_reporter(Console(stderr=True)) as reporter:
+        reporter.note(Manifest.read(adapter).about)
         dataset = datasets.load(
             source, predictor.backbone.resize, progress(reporter, "images"), on_bad_image=on_bad_image
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from feddlp.commands.common import Debug, RunPath, quiet_libraries
-from feddlp.progress import terminal
+from feddlp.progress import Console
 
 
 def report(
@@ -43,9 +44,9 @@ def show(path: RunPath, debug: Debug = False) -> None:
     from feddlp.report.sweeps import is_sweep
 
     if is_sweep(path):
-        print_sweep(path, terminal())
+        print_sweep(path, Console())
     else:
-        print_run(RunFolder.open(path), terminal())
+        print_run(RunFolder.open(path), Console())
 
 
 def methods(debug: Debug = False) -> None:
@@ -67,20 +68,23 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one object for machines.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the training on this machine: speed, memory, where the time goes, and the naive way beside it.
+    """Measure training on this machine: speed, memory, and the naive way next to it.
 
     \b
-    feddlp bench                                     image tower of ViT-B/32, ten clients, bfloat16 (about 4 minutes)
+    feddlp bench                                     image tower of ViT-B/32 (within two minutes)
+    feddlp bench clients=10 seconds=600              all ten clients, however long a round takes
     feddlp bench model=tiny-clip adapt=text naive=false
     feddlp bench clients=1 dtype=float32 --json
     """
     quiet_libraries()
-    from feddlp.bench.measure import measure
+    from feddlp.bench.measure import describe, measure
     from feddlp.bench.options import load_options
-    from feddlp.bench.results import results
-    from feddlp.printing import print_bench
+    from feddlp.printing import print_list
 
     options = load_options(words or [])
-    with terminal(stderr=True).status("measuring") as status:
-        measured = measure(options, lambda what: status.update(f"measuring: {what}"))
-    print_bench(results(*measured), as_json)
+    with Console(stderr=True).status("measuring") as status:
+        found = measure(options, lambda what: status.update(f"measuring: {what}"))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_list(dict(describe(found)))

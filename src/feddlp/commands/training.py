@@ -19,7 +19,7 @@ from feddlp.commands.common import (
     split_words,
     whole_numbers,
 )
-from feddlp.progress import terminal
+from feddlp.progress import Console
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     from feddlp.printing import print_finished
 
     config = load_config(*split_words(words or []))
-    console = terminal()
+    console = Console()
     with reporting(console) as reporter:
         folder = experiment.run(config, reporter)
     print_finished(folder, console)
@@ -56,7 +56,7 @@ def resume(path: RunPath, debug: Debug = False) -> None:
     from feddlp import experiment
     from feddlp.printing import print_finished
 
-    console = terminal()
+    console = Console()
     with reporting(console) as reporter:
         folder = experiment.resume(path, reporter)
     print_finished(folder, console)
@@ -76,7 +76,7 @@ def sweep(
     from feddlp.sweep import run_sweep
     from feddlp.sweepfile import load_sweep
 
-    console = terminal()
+    console = Console()
     plan = load_sweep(path)
     again = shlex.join(["feddlp", "sweep", str(path)])
     with reporting(console, again) as reporter:
@@ -121,7 +121,7 @@ def reproduce(
     )
     reading = reproduction.check_which(which)
     reproduction.check_target(target)
-    console = terminal()
+    console = Console()
     again = shlex.join(["feddlp", *sys.argv[1:]])
     with reporting(console, again) as reporter:
         result = reproduction.reproduce(request, reporter)

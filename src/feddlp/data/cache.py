@@ -44,7 +44,7 @@ from feddlp.files import write_atomically
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-FORMAT = 2
+FORMAT = 3
 ALLOCATE = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))  # macOS has none
 
 

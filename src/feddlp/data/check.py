@@ -23,6 +23,7 @@ class Seen(NamedTuple):
     width: int
     height: int
     digest: bytes  # of its pixels: the same picture in another lossless format has the same
+    brightest: int | None  # value in the file, of grey with more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def look_at(picture: Picture) -> Seen | str:
         image = picture.open()
     except BadImage as error:
         return str(error)
-    return Seen(*image.size, hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest())
+    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+    return Seen(*image.size, digest, image.info.get("brightest"))
 
 
 def describe(findings: Findings) -> Iterator[str]:
@@ -78,6 +80,8 @@ def describe(findings: Findings) -> Iterator[str]:
     if findings.seen:
         yield f"width: {spread([seen.width for seen in findings.seen.values()])} pixels"
         yield f"height: {spread([seen.height for seen in findings.seen.values()])} pixels"
+    if deep := [seen.brightest for seen in findings.seen.values() if seen.brightest is not None]:
+        yield f"grey of more than 8 bits: {len(deep)} images, brightest value {max(deep):,} (scaled by declared depth)"
     if source.clients:
         sizes = Counter(source.clients)
         yield f"clients: {len(sizes)}, images of a client: {spread(list(sizes.values()))}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from feddlp.data.folders import readable_names
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
 from feddlp.errors import UserError
+from feddlp.files import read_given
+from feddlp.names import in_order, read_classes
 
+LONGEST_HEADER = 2**16
 REQUIRED, OPTIONAL = ("path", "label"), ("client", "split")
 PARTS: dict[str, Part] = {
     "train": "train", "training": "train",
@@ -27,7 +31,7 @@ class Row(NamedTuple):
     values: dict[str, str]  # of the columns that we know
 
 
-def table(argument: str) -> Source:
+def table(argument: str, least: int = 2) -> Source:
     """csv:FILE with the columns path, label[, client][, split]; paths are relative to the file."""
     if not argument:
         raise UserError("data.dataset=csv needs a file; write data.dataset=csv:FILE")
@@ -35,15 +39,16 @@ def table(argument: str) -> Source:
     rows = read_rows(file)
     pictures = [PictureFile(file.parent.absolute() / row.values["path"]) for row in rows]
     refuse_twice(file, rows, pictures)
-    labels, columns = [row.values["label"] for row in rows], rows[0].values
-    classes = in_order(set(labels))
-    if len(classes) < 2:
-        raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least 2 are needed")
+    columns = rows[0].values
+    names = read_classes(f"csv:{argument}", [row.values["label"] for row in rows])
+    classes = in_order(names.values())
+    if len(classes) < least:
+        raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least {least} are needed")
     place = {name: label for label, name in enumerate(classes)}
     return Source(
         file.stem,
-        [place[label] for label in labels],
-        readable_names(f"csv:{argument}", classes),
+        [place[names[row.values["label"]]] for row in rows],
+        tuple(classes),
         pictures=pictures,
         clients=[row.values["client"] for row in rows] if "client" in columns else (),
         parts=[part_of(row, file) for row in rows] if "split" in columns else (),
@@ -54,28 +59,46 @@ def read_rows(file: Path) -> list[Row]:
     """The lines, each with a value in every column that we know.
 
     Raises:
-        UserError: no such file, no such columns, or a line that lacks a value.
+        UserError: no such file, no such columns, or a line with too few values or too many.
     """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            header = opened.readline()
-            opened.seek(0)
-            reader = csv.DictReader(
-                opened, delimiter=";" if header.count(";") > header.count(",") else ",", strict=True
-            )
-            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            columns = known_columns(file, reader.fieldnames)
-            rows = [Row(reader.line_num, {name: (row[name] or "").strip() for name in columns}) for row in reader]
+        text = read_given(file).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"data.dataset: cannot read {file} ({error.strerror}); check the path") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"data.dataset: {file} is not a CSV file in UTF-8 ({error})") from error
-    for row in rows:
-        if empty := [name for name, value in row.values.items() if not value]:
-            raise UserError(f"data.dataset: {file}, line {row.line} has no {empty[0]}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.dataset: {file} is not a CSV file in UTF-8 ({error}); save it as one") from error
+    first_line = next(iter(re.sub('"[^"]*"', "", text[:LONGEST_HEADER]).splitlines()), "")
+    delimiter = ";" if first_line.count(";") > first_line.count(",") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        columns = known_columns(file, header)
+        rows = [Row(reader.line_num, by_column(values, header, columns)) for values in reader if values]
+    except csv.Error as error:
+        raise UserError(f"data.dataset: {file} is not a CSV file, line {reader.line_num}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"data.dataset: {file}, line {reader.line_num} has {error}") from error
     if not rows:
         raise UserError(f"data.dataset: {file} has no line below its header; one line for each image is needed")
     return rows
+
+
+def by_column(values: Sequence[str], header: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """The values of a line in the columns that we know.
+
+    Raises:
+        ValueError: too many values or too few, or one that is empty or no text.
+    """
+    found = dict(zip(header, map(str.strip, values), strict=False))
+    if len(values) > len(header):
+        raise ValueError(
+            f"{len(values)} values, and the header {len(header)} columns; put a value with commas in quotes"
+        )
+    if lacking := [name for name in (*columns, *header) if name not in found or (name in columns and not found[name])]:
+        raise ValueError(f"no {lacking[0]}")
+    if any("\0" in value for value in values):
+        raise ValueError("a NUL character; save the file as UTF-8")
+    return {name: found[name] for name in columns}
 
 
 def known_columns(file: Path, header: Sequence[str]) -> list[str]:
@@ -96,20 +119,15 @@ def known_columns(file: Path, header: Sequence[str]) -> list[str]:
 
 
 def refuse_twice(file: Path, rows: Sequence[Row], pictures: Sequence[PictureFile]) -> None:
-    """Refuse a file that stands on two lines, which could be trained on and tested on."""
-    seen: dict[str, int] = {}
+    """Refuse a file that stands on two lines which say different things of it."""
+    seen: dict[object, Row] = {}
     for row, picture in zip(rows, pictures, strict=True):
-        if (first := seen.setdefault(picture.place(), row.line)) != row.line:
+        first = seen.setdefault(picture.place(), row)
+        if first.values | {"path": ""} != row.values | {"path": ""}:
             raise UserError(
-                f"data.dataset: {file}, lines {first} and {row.line} name the same file {row.values['path']}; keep one"
+                f"data.dataset: {file}, lines {first.line} and {row.line} name the same file {row.values['path']} "
+                "and differ; keep one"
             )
-
-
-def in_order(labels: set[str]) -> Sequence[str]:
-    """By number where all are numbers, else by name."""
-    if all(label.removeprefix("-").isdecimal() for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
 
 
 def part_of(row: Row, file: Path) -> Part:

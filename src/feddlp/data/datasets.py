@@ -9,7 +9,7 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from feddlp.data.csv_tables import table
-from feddlp.data.folders import clients, folder
+from feddlp.data.folders import clients, folder, one_client
 from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
+from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
 from feddlp.errors import UserError, nearest
@@ -84,6 +85,11 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "glyphs": glyphs,
 }
 FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
+OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
+    "folder": one_client,
+    "clients": partial(clients, least=1),
+    "csv": partial(table, least=1),
+}
 
 
 def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
@@ -108,7 +114,37 @@ def find(dataset: str) -> Source:
         raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
         raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
-    return SOURCES[kind](argument)
+    return each_file_once(SOURCES[kind](argument))
+
+
+def each_file_once(source: Source) -> Source:
+    """A file counts once, by whatever links and paths it is reached; the others are listed.
+
+    Raises:
+        UserError: a file that is of two classes, clients or splits.
+    """
+    first: dict[object, int] = {}
+    places = {index: one.place() for index, one in enumerate(source.pictures) if isinstance(one, PictureFile)}
+    again = {index: one for index, place in places.items() if (one := first.setdefault(place, index)) != index}
+    about = (tuple(source.class_names[label] for label in source.labels), source.clients, source.parts)
+    for index, one in again.items():
+        names = source.pictures[one].name, source.pictures[index].name
+        if differs := [(table[one], table[index]) for table in about if table and table[one] != table[index]]:
+            raise UserError(
+                f"data.dataset: {names[0]} and {names[1]} are one file, under {differs[0][0]!r} and under "
+                f"{differs[0][1]!r}; keep one of them, or make a copy"
+            )
+    listed = [
+        LeftOut(source.pictures[index].name, f"the same file as {source.pictures[one].name}")
+        for index, one in again.items()
+    ]
+    return replace(source.without(again), ignored=[*source.ignored, *listed]) if again else source
+
+
+def find_own(dataset: str) -> Source:
+    """What a site has, be it of one class only; a plain folder is one client's."""
+    kind, _, argument = dataset.partition(":")
+    return each_file_once(OWN[kind](argument)) if kind in OWN else find(dataset)
 
 
 def load(

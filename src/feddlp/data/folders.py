@@ -1,19 +1,32 @@
-"""Folders of images: one sub-folder per class, or per client and class."""
+"""Folders of images: one sub-folder per class, or per client and class; official splits may stand above the classes."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
+from feddlp.data.csv_tables import PARTS
 from feddlp.data.pictures import BadImage, PictureFile, is_picture
-from feddlp.data.source import LeftOut, Picture, Source
+from feddlp.data.source import LeftOut, Part, Source
 from feddlp.errors import UserError
+from feddlp.names import check_text, in_order, nfc, read_classes
+
+LONELY = "lies in no class folder"
+SPLIT = re.compile(rf"({'|'.join(PARTS)})([ _-]?(set|data|images))?[ _-]?\d*", re.IGNORECASE)
+SYSTEM = re.compile(
+    r"@(eadir|recycle|recently-snapshot|snapshot|tmp|__thumb|sharebin|syno.*)|#(recycle|snapshot)|~snapshot|"
+    r"\$(recycle\.bin|extend)|recycle[rd]|system volume information|found\.\d{3}|lost\+found|__macosx|__pycache__|"
+    r"(eh)?thumbs.*\.db|desktop\.ini",
+    re.IGNORECASE,
+)
+"""What Windows, macOS, Linux and network storage put beside people's files: thumbnails, deleted files, indices."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +50,25 @@ class ClosedFolder:
 Found = Iterator[PictureFile | ClosedFolder | LeftOut]
 
 
+class Kind(NamedTuple):
+    """A folder with images of one class."""
+
+    folder: Path
+    name: str  # of the class
+    client: str
+    part: Part | None
+
+
 def folder(argument: str) -> Source:
     """folder:PATH, one sub-folder per class, images in any format that Pillow reads, nested folders included."""
     root = existing_folder("folder", argument)
-    found = {path.name: list(files_below(path)) for path in sub_folders(root)}
-    ignored = [*lonely(root), *(one for files in found.values() for one in files if isinstance(one, LeftOut))]
-    classes = {name: [one for one in files if not isinstance(one, LeftOut)] for name, files in found.items()}
-    check_classes(f"folder:{argument}", classes)
-    pictures = [picture for files in classes.values() for picture in files]
-    labels = [label for label, files in enumerate(classes.values()) for _ in files]
-    names = readable_names(f"folder:{argument}", list(classes))
-    return Source(root.resolve().name, labels, names, pictures=pictures, ignored=ignored)
+    return replace(owned(f"folder:{argument}", root, [root], [], every=True), clients=())
 
 
-def clients(argument: str) -> Source:
+def clients(argument: str, least: int = 2) -> Source:
     """clients:PATH, one sub-folder per client, and in each one sub-folder per class."""
     root = existing_folder("clients", argument)
-    return owned(f"clients:{argument}", root, sub_folders(root), lonely(root), least=2)
+    return owned(f"clients:{argument}", root, sub_folders(root), lonely(root), least)
 
 
 def one_client(argument: str) -> Source:
@@ -62,24 +77,71 @@ def one_client(argument: str) -> Source:
     return owned(f"folder:{argument}", root, [root], [], least=1)
 
 
-def owned(given: str, root: Path, clients: Sequence[Path], stray: Sequence[LeftOut], least: int) -> Source:
-    """The images of some clients, each with a sub-folder for each of its classes."""
-    found = [
-        (client.name, kind.name, one) for client in clients for kind in sub_folders(client) for one in files_below(kind)
-    ]
-    taken = [(client, kind, one) for client, kind, one in found if not isinstance(one, LeftOut)]
-    beside = [*stray, *(one for client in clients for one in lonely(client))]
-    ignored = [*beside, *(one for *_, one in found if isinstance(one, LeftOut))]
-    order = sorted({kind for _, kind, _ in taken})
-    check_classes(given, {name: [one for _, kind, one in taken if kind == name] for name in order}, least)
+def owned(
+    given: str, root: Path, clients: Sequence[Path], stray: Sequence[LeftOut], least: int = 2, every: bool = False
+) -> Source:
+    """The images of some clients, each with a sub-folder for each of its classes.
+
+    Args:
+        least: so many classes are needed.
+        every: an empty folder of a class is an error; otherwise it is none.
+    """
+    check_text(given, "client", [client.name for client in clients])
+    kinds = [kind for client in clients for kind in class_folders(given, client)]
+    if len({kind.part is None for kind in kinds}) > 1:
+        raise UserError(f"data.dataset={given} has official splits for some clients only; give them to all or to none")
+    found = [(kind, one) for kind in kinds for one in files_below(kind.folder)]
+    taken = [(kind, one) for kind, one in found if not isinstance(one, LeftOut)]
+    counts = dict.fromkeys([kind.name for kind in kinds] if every else [], 0) | Counter(kind.name for kind, _ in taken)
+    check_classes(given, counts, least)
+    order = in_order(counts)
+    parents = dict.fromkeys([*clients, *(kind.folder.parent for kind in kinds)])
+    beside = [*stray, *(one for parent in parents for one in lonely(parent))]
     return Source(
         root.resolve().name,
-        [order.index(kind) for _, kind, _ in taken],
-        readable_names(given, order),
-        pictures=[one for *_, one in taken],
-        clients=[client for client, *_ in taken],
-        ignored=ignored,
+        [order.index(kind.name) for kind, _ in taken],
+        tuple(order),
+        pictures=[one for _, one in taken],
+        clients=[kind.client for kind, _ in taken],
+        parts=[kind.part for kind, _ in taken if kind.part],
+        ignored=[*beside, *(one for _, one in found if isinstance(one, LeftOut))],
     )
+
+
+def class_folders(given: str, client: Path) -> Iterator[Kind]:
+    """The folders of a client's classes, below its official splits where it has them."""
+    for parent, part in split_folders(given, client).items():
+        below = sub_folders(parent)
+        names = read_classes(given, [folder.name for folder in below])
+        yield from (Kind(folder, names[folder.name], client.name, part) for folder in below)
+
+
+def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
+    """train/, val/ and test/ with what they are, where these hold folders of the same classes; else the folder itself.
+
+    Raises:
+        UserError: folders of such names that could be either, splits or classes.
+    """
+    below = sub_folders(root)
+    splits: dict[Path, Part | None] = {
+        path: PARTS[found[1].lower()] for path in below if (found := SPLIT.fullmatch(path.name))
+    }
+    shared = Counter(nfc(name) for path in splits for name in {folder.name for folder in sub_folders(path)})
+    with_images = [path for path in splits if holds_images(path)]
+    classes_of_their_own = max(shared.values(), default=0) < 2 and len(with_images) == len(splits)
+    if classes_of_their_own or len(splits) == 1 < len(below):
+        return {root: None}
+    if len(splits) == len(below) and not with_images and (len(splits) == 1 or max(shared.values(), default=0) > 1):
+        return splits
+    raise UserError(
+        f"data.dataset={given} has {', '.join(path.name for path in splits)} as if they were official splits, but not "
+        "all hold folders of the same classes, or other folders lie beside them; move what is no split away, rename "
+        "the folders if they are classes, or use csv: with a column split"
+    )
+
+
+def holds_images(path: Path) -> bool:
+    return any(not left_alone(entry) and not is_folder(entry) and is_picture(entry) for entry in list_folder(path))
 
 
 def existing_folder(kind: str, argument: str) -> Path:
@@ -88,20 +150,20 @@ def existing_folder(kind: str, argument: str) -> Path:
     return Path(argument).expanduser()
 
 
-def visible(path: Path) -> list[Path]:
-    """The entries that are not hidden, sorted by name.
+def entries(path: Path) -> list[Path]:
+    """What lies in a folder, sorted by name.
 
     Raises:
         OSError: a folder that cannot be listed, or whose entries cannot be reached.
     """
     (path / "..").stat()  # listing needs no permission to reach anything through the folder
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    return sorted(path.iterdir())
 
 
 def list_folder(path: Path) -> list[Path]:
-    """The visible entries; an unreadable folder is the user's error."""
+    """What lies in a folder; an unreadable one is the user's error."""
     try:
-        return visible(path)
+        return entries(path)
     except OSError as error:
         raise UserError(
             f"data.dataset: cannot read the folder {path} ({error.strerror}); check the path and its permissions"
@@ -120,7 +182,7 @@ def sub_folders(path: Path) -> list[Path]:
 
 
 def leads_down(entry: Path) -> bool:
-    return is_folder(entry) and not leads_up(entry)
+    return is_folder(entry) and not leads_up(entry) and not left_alone(entry)
 
 
 def leads_up(entry: Path) -> bool:
@@ -128,62 +190,49 @@ def leads_up(entry: Path) -> bool:
     return entry.is_symlink() and entry.parent.resolve().is_relative_to(entry.resolve())
 
 
+def left_alone(entry: Path) -> str:
+    """Why nobody looks at an entry, whatever it holds; empty where it may belong to the collection."""
+    if entry.name.startswith("."):
+        return "hidden"
+    return "made by a system, not by people" if SYSTEM.fullmatch(entry.name) else ""
+
+
 def lonely(root: Path) -> list[LeftOut]:
     """What lies beside the folders of the classes."""
     return [
-        LeftOut(str(entry), "a link to a folder above" if is_folder(entry) else "lies in no class folder")
+        LeftOut(str(entry), left_alone(entry) or ("a link to a folder above" if is_folder(entry) else LONELY))
         for entry in list_folder(root)
         if not leads_down(entry)
     ]
 
 
 def files_below(path: Path) -> Found:
-    """The images in a class folder and below it, and what else lies there."""
-    return found_among(list_folder(path))
-
-
-def found_among(entries: Sequence[Path]) -> Found:
-    for entry in entries:
-        if not is_folder(entry):
+    """The images in a class folder and below it, however deep, and what else lies there."""
+    waiting = list_folder(path)[::-1]
+    while waiting:
+        entry = waiting.pop()
+        if reason := left_alone(entry):
+            yield LeftOut(str(entry), reason)
+        elif not is_folder(entry):
             yield PictureFile(entry) if is_picture(entry) else LeftOut(str(entry), "no image by name or content")
         elif entry.is_symlink():  # one to a folder above would never end
             yield LeftOut(str(entry), "a link to a folder below a class folder is not followed")
         else:
             try:
-                yield from found_among(visible(entry))
+                waiting += entries(entry)[::-1]
             except OSError as error:
                 yield ClosedFolder(entry, error.strerror or str(error))
 
 
-def check_classes(given: str, classes: Mapping[str, Sequence[Picture]], least: int = 2) -> None:
+def check_classes(given: str, counts: dict[str, int], least: int) -> None:
     """Refuse fewer than `least` classes, and any without an image."""
-    if len(classes) < least:
+    if len(counts) < least:
         raise UserError(
-            f"data.dataset={given} has {len(classes)} class folder(s), at least {least} are needed; "
+            f"data.dataset={given} has {len(counts)} class folder(s), at least {least} are needed; "
             "put the images of each class in a sub-folder of its own"
         )
-    if empty := [name for name, files in classes.items() if not files]:
+    if empty := [name for name, count in counts.items() if not count]:
         raise UserError(
             f"data.dataset={given} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
             "add images or remove the folder"
         )
-
-
-def readable_names(given: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names as they stand in prompts; a minus at the beginning stays.
-
-    Raises:
-        UserError: where two become the same words, or where one is no text.
-    """
-    if garbled := [name for name in classes if name != name.encode(errors="replace").decode()]:
-        raise UserError(f"data.dataset={given} has the class name {garbled[0]!r}, which is not UTF-8; rename it")
-    names = tuple(re.sub("_|(?<=.)-", " ", name) for name in classes)
-    alike: dict[str, list[str]] = defaultdict(list)
-    for written, name in zip(classes, names, strict=True):
-        alike[" ".join(name.split()).casefold()].append(written)
-    if twins := next((group for group in alike.values() if len(group) > 1), None):
-        raise UserError(
-            f"data.dataset={given} has classes whose prompts would be alike ({', '.join(map(repr, twins))}); "
-            "rename all but one of them"
-        )
-    return names

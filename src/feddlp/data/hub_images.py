@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from feddlp.data.csv_tables import PARTS
-from feddlp.data.folders import readable_names
 from feddlp.data.pictures import BadImage, PictureBytes, PictureFile
 from feddlp.data.source import LeftOut, Part, Source
 from feddlp.errors import UserError
+from feddlp.names import are_numbers, in_order, read_classes
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,14 @@ def hub(argument: str) -> Source:
     ]
     labelled = [entry for entry in entries if entry[1] is not None and entry[1] >= 0]
     bare = [LeftOut(picture.name, "no label") for picture, value, _ in entries if value is None or value < 0]
+    names = read_classes(f"hub:{argument}", features[label].names)
+    order = in_order(names.values()) if are_numbers(names.values()) else list(names.values())
+    place = [order.index(names[name]) for name in features[label].names]
     parts: list[Part] = [part for *_, part in labelled if part]
     return Source(
         argument.rpartition("/")[2],
-        [int(value) for _, value, _ in labelled],
-        readable_names(f"hub:{argument}", features[label].names),
+        [place[value] for _, value, _ in labelled],
+        tuple(order),
         pictures=[picture for picture, *_ in labelled],
         parts=parts if len(parts) == len(labelled) else (),
         ignored=bare,

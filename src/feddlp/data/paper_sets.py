@@ -8,6 +8,7 @@ dtd       Describable Textures (Cimpoi et al. 2014)  images/, labels/train1.txt,
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from feddlp.data.folders import is_folder, list_folder
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
 from feddlp.errors import UserError
+from feddlp.files import read_given
+from feddlp.names import nfc
 
 TEMPLATES = {
     "pets": "a photo of a {}, a type of pet.",
@@ -124,11 +127,11 @@ def dtd(argument: str) -> Source:
 
 def assemble(name: str, entries: list[Entry], class_names: tuple[str, ...] = ()) -> Source:
     """A source from the official lists; classes by name where no order is given."""
-    order = class_names or tuple(sorted({entry.class_name for entry in entries}, key=str.lower))
+    order = tuple(map(nfc, class_names or sorted({entry.class_name for entry in entries}, key=str.lower)))
     place = {class_name: label for label, class_name in enumerate(order)}
     return Source(
         name,
-        [place[entry.class_name] for entry in entries],
+        [place[nfc(entry.class_name)] for entry in entries],
         order,
         TEMPLATES[name],
         pictures=[PictureFile(entry.file) for entry in entries],
@@ -148,7 +151,8 @@ def find_root(name: str, argument: str, needed: tuple[str, ...]) -> Path:
     folder = given.parent if given.is_file() else given
     if root := root_within(folder, needed):
         return root
-    archives = [found for pattern in ARCHIVES[name] for found in sorted(folder.glob(pattern), key=published_first)[:1]]
+    found = [sorted(filter(Path.is_file, folder.glob(pattern)), key=published_first)[:1] for pattern in ARCHIVES[name]]
+    archives = [archive for first in found for archive in first]
     if len(archives) == len(ARCHIVES[name]):
         beside = [folder / file for file in needed if (folder / file).is_file()]
         if root := root_within(unpacked(archives, beside), needed):
@@ -182,7 +186,7 @@ def exists(path: Path) -> bool:
 def read_list(file: Path) -> Iterator[list[str]]:
     """The words of each line; empty lines and comments left out."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_given(file).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.dataset: cannot read {file} ({error}); unpack the archive again") from error
     return (line.split() for line in lines if line.strip() and not line.startswith("#"))
@@ -193,7 +197,7 @@ def read_matrix(file: Path, key: str, highest: int) -> list[int]:
     from scipy.io import loadmat
 
     try:
-        numbers = [int(value) for value in loadmat(file)[key].flatten()]
+        numbers = [int(value) for value in loadmat(io.BytesIO(read_given(file)))[key].flatten()]
     except Exception as error:  # SciPy raises several kinds for a damaged file
         raise UserError(f"data.dataset: cannot read {key} from {file} ({error}); download it again") from error
     if strange := [number for number in numbers if not 1 <= number <= highest]:

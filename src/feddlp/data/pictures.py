@@ -1,7 +1,8 @@
 """Image files as people have them: read properly, or refused with a reason.
 
 The content decides, not the name: a PNG called photo.jpg is read, a web page called photo.jpg is refused. Alpha is
-dropped, as CLIP's own preprocessing does; of several frames the first counts; 16 bits are scaled to 8.
+dropped, as CLIP's own preprocessing does; of several frames the first counts. Deep grey is scaled to 8 bits by the
+depth that the file declares, never by what one image happens to hold, and refused where that depth says nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,6 +37,8 @@ BEGINNINGS = {
     b"<svg": "a drawing (SVG), not pixels; convert it to PNG",
     b"%!ps": "PostScript, not pixels; convert it to PNG",
 }
+IN_16_BITS = ("PNG", "PPM")  # their grey is of 16 bits at most where Pillow hands out 32
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 LONGEST_RATIO = 200  # the checkpoint scales the shorter side up to its size, and the longer one with it
 
 
@@ -53,12 +56,13 @@ class PictureFile:
     def name(self) -> str:
         return str(self.path)
 
-    def place(self) -> str:
-        """The file that links and dots lead to."""
-        try:
-            return os.path.realpath(self.path)
-        except ValueError:  # no file has a NUL in its name
-            return str(self.path)
+    def place(self) -> object:
+        """Equal for all links and paths that lead to one file."""
+        with suppress(OSError, ValueError):  # no file has a NUL in its name
+            status = self.path.stat()
+            if status.st_ino:  # some file systems have no such number
+                return status.st_dev, status.st_ino
+        return str(self.path.absolute())
 
     def identity(self) -> str:
         """Place, which file lies there, size, times of change, and whether it may be read.
@@ -123,7 +127,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with decoding():
         check_size(*image.size)
         image.load()
-        return eight_bit(upright(image)).convert("RGB")
+        return eight_bit(upright(image), declared(image)).convert("RGB")
 
 
 @contextmanager
@@ -163,15 +167,35 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """The same picture in a mode that converts to RGB without loss: 16 bits are scaled, where Pillow would clip."""
+class Grey(NamedTuple):
+    """How a file stores grey of more than 8 bits."""
+
+    bits: int
+    white_is_zero: bool
+
+
+def declared(image: Image.Image) -> Grey:
+    """Depth and direction of deep grey; what else TIFF says of values (MaxSampleValue, ...) is statistics.
+
+    Raises:
+        BadImage: pixels whose format does not say which value is black and which one white.
+    """
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no fixed range; convert them to 16 bits")
+    tags = getattr(image, "tag_v2", {})
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2 or (image.format == "FITS" and image.mode != "L")
+    if signed or (image.mode == "I" and image.format not in IN_16_BITS):
+        raise BadImage("32-bit or signed pixels have no fixed range; convert them to unsigned 16 bits")
+    return Grey(tags.get(BITS_PER_SAMPLE, (16,))[0], tags.get(PHOTOMETRIC) == 0)
+
+
+def eight_bit(image: Image.Image, grey: Grey) -> Image.Image:
+    """The same picture in a mode that converts to RGB without loss; Pillow would clip deep grey."""
     if image.mode.startswith("I"):
         pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise BadImage("32-bit pixels have no fixed range")
-        return Image.fromarray((pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8))
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no fixed range")
+        scaled = Image.fromarray((pixels >> (grey.bits - 8)).clip(0, 255).astype(np.uint8))
+        scaled.info["brightest"] = int(pixels.max())  # for `data check`
+        return ImageOps.invert(scaled) if grey.white_is_zero else scaled
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 

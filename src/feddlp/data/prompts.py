@@ -16,6 +16,7 @@ class Prompts:
 
     tokens: Tensor  # [C, L]
     features: Tensor  # [C, D]
+    training: Prompts | None = None  # other prompts of the same classes, to learn from
 
 
 def class_prompts(class_names: Sequence[str], template: str) -> list[str]:

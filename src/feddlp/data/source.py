@@ -18,6 +18,7 @@ T = TypeVar("T")
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 OnBadImage = Literal["error", "skip"]
+Resizing = Literal["crop", "squash"]
 
 
 class Picture(Protocol):

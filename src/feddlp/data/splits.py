@@ -10,17 +10,20 @@ own. A stratified cut has the same sizes as a plain one, and draws class by clas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feddlp.data.source import PARTS
+from feddlp.data.partition import Samples, partition
+from feddlp.data.source import PARTS, Part
+from feddlp.errors import UserError
 from feddlp.randomness import generator
 
-TestSetName = Literal["own", "common"]
+if TYPE_CHECKING:
+    from feddlp.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,89 @@ def hold_out(
     order = torch.randperm(samples, generator=generator(seed, "common_test"))
     parts = cut(order, strata, samples - kept_for_training(samples, test_share), 0.0)
     return np.sort(parts.train.numpy()), parts.test
+
+
+def split_clients(
+    labels: np.ndarray | torch.Tensor | Sequence[int],
+    data: DataConfig,
+    owners: Sequence[str] = (),
+    parts: Sequence[Part] = (),
+    ids: Sequence[int] = (),
+) -> list[ClientSplit]:
+    """Partition and cut: what every client trains on, validates on and is tested on.
+
+    Args:
+        owners: the natural client of each sample, for the natural partition.
+        parts: the official split of each sample. Where `data.splits` keeps it, its test part is every client's test
+            set (of a natural client, its own samples in it), and the others are dealt; `data.test_set` has no say.
+        ids: who the clients are, by which their cuts are addressed; 0, 1, ... where left out.
+
+    Raises:
+        UserError: where the request cannot be met; names the option and the numbers.
+    """
+    check_request(data, parts)
+    array, seed = np.asarray(labels), data.partition_seed
+    strata = array if data.stratified else None
+    remaining, common, official = np.arange(len(array)), None, np.empty(0, dtype=np.int64)
+    if data.splits == "official":
+        official = official_test(parts)
+    if data.splits == "official" and data.partition != "natural":
+        remaining, common = np.setdiff1d(remaining, official), torch.from_numpy(official)
+    elif data.splits != "official" and data.test_set == "common":
+        remaining, common = hold_out(len(array), test_share=data.test_share, seed=seed, strata=strata)
+    own = [owners[int(index)] for index in remaining] if owners else ()
+    try:
+        holdings = partition(Samples(array[remaining], int(array.max(initial=-1)) + 1, own), data)
+    except UserError as error:
+        if common is None:
+            raise
+        raise UserError(f"{error} (the common test set took {len(common)} of {len(array)} samples first)") from None
+    found = []
+    for client, held in zip(ids or range(data.clients), holdings, strict=True):
+        mine, test = remaining[held], common
+        if len(official) and common is None:  # a natural client has its own samples of the official test part
+            mine, test = np.setdiff1d(mine, official), torch.from_numpy(np.intersect1d(mine, official))
+            check_official(client, mine, test)
+        share = data.test_share if test is None else 0.0
+        cut = split(mine, client, test_share=share, validation_share=data.validation_share, seed=seed, strata=strata)
+        found.append(cut if test is None else replace(cut, test=test))
+    return found
+
+
+def check_request(data: DataConfig, parts: Sequence[Part]) -> None:
+    if data.newcomers >= data.clients:
+        raise UserError(
+            f"data.newcomers={data.newcomers} leaves none of data.clients={data.clients} for the federation; "
+            f"use at most {data.clients - 1}"
+        )
+    if data.splits == "official" and not parts:
+        raise UserError(
+            f"data.splits=official: {data.dataset} has no official splits; use data.splits=merged, "
+            "or csv: with a column split"
+        )
+
+
+def official_test(parts: Sequence[Part]) -> np.ndarray:
+    """Where the test part lies.
+
+    Raises:
+        UserError: official splits without one, or with nothing else.
+    """
+    places = np.flatnonzero(np.asarray(parts) == "test")
+    if not 0 < len(places) < len(parts):
+        raise UserError(
+            f"data.splits=official: {len(places)} of {len(parts)} images are in the test part, which leaves "
+            f"{'none to train on' if len(places) else 'none to test on'}; use data.splits=merged"
+        )
+    return places
+
+
+def check_official(client: int, train: np.ndarray, test: torch.Tensor) -> None:
+    if not len(train) or not len(test):
+        raise UserError(
+            f"data.splits=official leaves natural client {client} {len(train)} samples to train on and {len(test)} to "
+            "test on; use data.splits=merged"
+        )
 
 
 def class_counts(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from feddlp.config import TrainingConfig
+from feddlp.errors import UserError
 from feddlp.federation.aggregation import Average, Server
 from feddlp.federation.host import Lane, Order, Report, Roster
 from feddlp.federation.participation import draw
@@ -169,12 +170,44 @@ class Federation:
 
 
 def first_shared(lane: Lane, sites: Mapping[str, Site], like: Tensor) -> dict[str, Theta]:
-    """What the server of a lane holds before the first round, no K axis. like: where and in which dtype, [0]"""
-    shared: dict[str, Theta] = {}
-    for name in lane.method.shared:
-        theta = initial(lane.method.adapters()[name], sites, lane.seed, name, "server")
-        shared[name] = {leaf: value.to(like) for leaf, value in theta.items() if lane.method.sends(name, leaf)}
+    """What the server of a lane holds before the first round, no K axis. like: where and in which dtype, [0]
+
+    It is what a client would send of the server's own start, in whatever form the method sends it.
+
+    Raises:
+        UserError: the method does not take back what it sends.
+    """
+    method, shared = lane.method, {}
+    for name in method.shared:
+        theta = initial(method.adapters()[name], sites, lane.seed, name, "server")
+        two = {leaf: value.to(like).expand(2, *value.shape) for leaf, value in theta.items()}
+        sent = method.send(name, two)
+        if type(method).send is not Method.send or type(method).take is not Method.take:
+            check_exchange(method, name, two, sent)
+        shared[name] = {leaf: value[0] for leaf, value in sent.items()}
     return shared
+
+
+def check_exchange(method: Method, name: str, theta: Theta, sent: Theta) -> None:
+    """Average what two clients would send, and have them take it back. [2, ...] each
+
+    Raises:
+        UserError: that fails, or gives leaves that the adapter does not have.
+    """
+    told = f"method {type(method).__name__}: what it sends of {name!r}"
+    if odd := [leaf for leaf, value in sent.items() if value.shape[:1] != (2,)]:
+        raise UserError(f"{told} needs one row per client, and {odd[0]} of two clients is {list(sent[odd[0]].shape)}")
+    try:
+        average = method.average()
+        average.add(sent, torch.ones(2))
+        taken = method.take(name, theta, average.result())
+    except Exception as error:  # whatever the code of the method raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{told} cannot be averaged and taken back ({reason}); correct send or take") from error
+    for leaf, value in taken.items():
+        if leaf not in theta or value.shape != theta[leaf].shape:
+            due = f"not {list(theta[leaf].shape[1:])}" if leaf in theta else "and the adapter has no such leaf"
+            raise UserError(f"{told} comes back as {leaf} {list(value.shape[1:])}, {due}; let take undo what send does")
 
 
 def ranks_at_start(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feddlp.costs import sent_parameters, trainable_parameters
+from feddlp.costs import trainable_parameters
 from feddlp.evaluation import accuracy
 from feddlp.federation.results import RoundResult
 from feddlp.federation.rounds import Federation
@@ -33,7 +33,7 @@ def round_row(name: str, lane: int, federation: Federation, result: RoundResult)
         "diagnostics": {key: round(value, 6) for key, value in result.diagnostics.items()},
         "train_loss": mean_losses(result, roster.train),
         "parameters": trainable_parameters(method, sites),
-        "parameters_sent": sent_parameters(method, sites),
+        "parameters_sent": sum(v.numel() for theta in federation.servers[lane].shared.values() for v in theta.values()),
         "clients": clients,
         "participants": int(result.participated.sum()),
         "reported": int(result.reported.sum()),

@@ -1,6 +1,7 @@
 """The methods, one file each, found by being in this folder, or in one that FEDDLP_METHODS names.
 
-`registry` imports them, and PyTorch with them; `summaries` only reads their source.
+`registry` imports them, and PyTorch with them; `summaries` only reads their source. A run records where those are that
+are not the package's own, so that later commands find them without the variable.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import ast
 import importlib
 import os
 import pkgutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from hashlib import sha256
 from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,3 +75,31 @@ def method_classes(module: ast.Module) -> Iterator[ast.ClassDef]:
         elif isinstance(node, ast.ClassDef) and known & {ast.unparse(base).partition(".")[0] for base in node.bases}:
             known.add(node.name)
             yield node
+
+
+def own_files(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Of methods that are not the package's: the file of each and its digest."""
+    files = {name: Path(str(sys.modules[registry()[name].__module__].__file__)) for name in names}
+    own = {name: file for name, file in files.items() if str(file.parent) != __path__[0]}
+    return {
+        name: {"file": str(file), "sha256": sha256(file.read_bytes()).hexdigest()} for name, file in sorted(own.items())
+    }
+
+
+def find_again(recorded: Mapping[str, Mapping[str, str]]) -> None:
+    """Add the folders of methods that a run recorded; those that are known already stay as they are.
+
+    Raises:
+        UserError: a file is not there any more, or is not what it was.
+    """
+    for name, about in recorded.items():
+        file = Path(about["file"])
+        if any((Path(folder) / f"{name}.py").is_file() for folder in __path__):
+            continue
+        way_out = f"put it back, or name the folder of {name}.py in FEDDLP_METHODS"
+        if file.name != f"{name}.py" or not file.is_absolute() or not file.is_file():
+            raise UserError(f"the method {name} was found in {file}, which is not there any more; {way_out}")
+        if sha256(file.read_bytes()).hexdigest() != about["sha256"]:
+            raise UserError(f"the method {name} has changed since the run began: {file}; {way_out}")
+        __path__.append(str(file.parent))
+        registry.cache_clear()

@@ -105,7 +105,7 @@ class Method(ABC):
         return name in self.shared
 
     def send(self, name: str, theta: Theta) -> Theta:
-        """What leaves the clients of one adapter, [K, ...]."""
+        """What leaves the clients of one adapter, [K, ...]. It may have any form that `take` can take back."""
         return {leaf: value.detach() for leaf, value in theta.items() if self.sends(name, leaf)}
 
     def payload(self, name: str, sent: Theta) -> Tensor:
@@ -114,8 +114,8 @@ class Method(ABC):
         return torch.full((clients,), sum(leaf[0].numel() * leaf.element_size() for leaf in sent.values()))
 
     def take(self, name: str, theta: Theta, received: Theta) -> Theta:
-        """What the clients put in place of their leaves [K, ...] when the server's come, without the K axis."""
-        return {leaf: value.expand_as(theta[leaf]) for leaf, value in received.items()}
+        """What the clients put in place of their leaves [K, ...] when the server's come, as sent without the K axis."""
+        return {leaf: value.expand(len(theta[leaf]), *value.shape) for leaf, value in received.items()}
 
     def receive(self, theta: dict[str, Theta]) -> None:  # noqa: B027 - most methods have nothing to do
         """Called after each download with all adapters of the cohort; the place to keep a frozen copy."""

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from feddlp.data.source import Resizing
 from feddlp.errors import UserError
 from feddlp.model import Adapt, pixels
 from feddlp.model.backbone import Backbone, trained_dtype
 from feddlp.model.family import FAMILIES, family_of, temperature
 from feddlp.model.hub import CONFIG, UnusableError, find_folder, first_line, weights_file
 
+BILINEAR = 2  # as Pillow counts
+MOST_LAYERS = 1_000  # making more takes hours, and nobody has trained such a tower
 NAFLEX = (
     "it is a SigLIP2 with NaFlex, which keeps the aspect ratio of every image, and here all images have one size; use "
     "a SigLIP2 of fixed resolution, such as google/siglip2-base-patch16-224"
@@ -51,13 +54,20 @@ def load_config(checkpoint: str) -> PreTrainedConfig:
         return read_config(find_folder(checkpoint, (CONFIG,)))
 
 
-def load_backbone(checkpoint: str, adapt: Adapt, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(
+    checkpoint: str,
+    adapt: Adapt,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    resizing: Resizing = "crop",
+) -> Backbone:
     """Load and freeze a CLIP or a SigLIP.
 
     Args:
         checkpoint: "tiny-clip" (shipped with the package), a folder, or a hub name.
         adapt: the tower that carries the adapters, or "both".
         dtype: of the frozen weights; adapters stay in float32.
+        resizing: how images come to the model's size.
 
     Raises:
         UserError: nothing found there, a model of another kind, or a damaged checkpoint.
@@ -65,7 +75,8 @@ def load_backbone(checkpoint: str, adapt: Adapt, device: str = "cpu", dtype: tor
     with in_one_line(checkpoint):
         folder = find_folder(checkpoint)
         model = read_model(folder, read_config(folder), trained_dtype(dtype))
-        tokenizer, processor = read_tokenizer(folder), read_processor(folder, model.config.vision_config.image_size)
+        tokenizer = read_tokenizer(folder)
+        processor = read_processor(folder, model.config.vision_config.image_size, resizing)
     scale, bias = temperature(model)
     return Backbone(model.to(device, dtype), tokenizer, processor, adapt, scale, bias)
 
@@ -80,6 +91,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if not getattr(config.vision_config, "vision_use_head", True):
         raise UnusableError("its image tower has no head (vision_use_head is false); use the complete checkpoint")
+    for part in (config.vision_config, config.text_config):
+        if not 0 < part.num_hidden_layers <= MOST_LAYERS:
+            raise UnusableError(f"config.json says num_hidden_layers={part.num_hidden_layers}; correct it")
     widths = {tower: width(config) for tower, width in family_of(config).feature_width.items()}
     if widths["image"] != widths["text"]:
         raise UnusableError(
@@ -125,8 +139,12 @@ def read_tokenizer(folder: Path) -> Any:
         raise UnusableError("its tokenizer needs sentencepiece and protobuf; pip install 'feddlp[siglip]'") from error
 
 
-def read_processor(folder: Path, side: int) -> Any:
+def read_processor(folder: Path, side: int, resizing: Resizing) -> Any:
     """The image processor, tried out for a model that reads `side` x `side` pixels."""
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    square = {"height": side, "width": side}  # bilinear, as FedDLP's public code
+    changed = {"do_resize": True, "size": square, "resample": BILINEAR, "do_center_crop": False}
+    processor = AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, **(changed if resizing == "squash" else {})
+    )
     pixels.check(processor, side)
     return processor

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
+from feddlp.names import printable
 from feddlp.records import RunFolder
 from feddlp.report import maps, results
 from feddlp.report.blocks import Section, joined
@@ -76,12 +77,8 @@ def render(runs: Sequence[RunFolder], tables: Sequence[PaperTable] = ()) -> str:
     template = environment.from_string(source)
     overview = results.overview(settings) if len(settings) > 1 else None
     paper = paper_sections(tables, styles)
-    return printable(template.render(chapters=chapters, overview=overview, paper=paper, title=page_title(settings)))
-
-
-def printable(text: str) -> str:
-    """Without the control characters that HTML forbids, whatever the records hold."""
-    return "".join(sign if sign >= " " or sign in "\t\n" else "\ufffd" for sign in text)
+    page = template.render(chapters=chapters, overview=overview, paper=paper, title=page_title(settings))
+    return printable(page, keep="\n\t")
 
 
 def method_styles(settings: Sequence[Setting]) -> dict[str, Style]:

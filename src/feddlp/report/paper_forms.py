@@ -6,8 +6,6 @@ paper's. The paper's number stands beside one reading alone, the comparable one;
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -16,6 +14,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from feddlp import names
 from feddlp.report.readings import measure
 from feddlp.report.tables import text_table
 
@@ -192,9 +191,5 @@ def csv_text(tables: Iterable[PaperTable]) -> str:
     `which` is a reading; in Tables V and VI it is what the target was judged on (test, validation), in Fig. 2 "round".
     `seeds` have a value, of `runs` in all; columns that do not apply are empty.
     """
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for table in tables:
-        writer.writerows(csv_rows(table))
-    return file.getvalue()
+    rows = (tuple(row.values()) for table in tables for row in csv_rows(table))
+    return names.csv_text([COLUMNS, *rows])

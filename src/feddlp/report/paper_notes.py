@@ -59,7 +59,7 @@ BY_TABLE = {
 PROTOCOL = (
     "Protocols differ. Ours by default: loss class_ce, the published soft threshold, 100 rounds, and a tenth of each "
     "client's training part carved out for validation. The published code: loss in_batch, its own threshold, 101 "
-    "rounds, no validation part. preset=authors takes its loss, threshold and rounds."
+    "rounds, no validation part. preset=authors takes all of that, its image resizing and prompts (docs/protocol.md)."
 )
 LEFT_OUT = (
     "The paper's numbers are left out: they are for CLIP ViT-B/32 on pets, flowers, aircraft and dtd, and would not be "

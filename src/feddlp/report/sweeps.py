@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from feddlp.errors import UserError
+from feddlp.names import csv_text
 from feddlp.records import RunFolder, read_json
 from feddlp.report.readings import measure, shown
 from feddlp.report.tables import Summary, summarise, text_table
@@ -148,14 +147,12 @@ def sweep_tables(path: Path, lines: Sequence[Line]) -> list[Table]:
 
 def sweep_csv(lines: Sequence[Line]) -> str:
     """One row a setting, method and seed."""
-    table = io.StringIO()
     fields = ("final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest")
     costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "export_mib", "rounds")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("setting", "method", "seed", "tuned", *fields, *costs))
+    rows: list[Sequence[Any]] = [("setting", "method", "seed", "tuned", *fields, *costs)]
     for line in lines:
         tuned = " ".join(f"{key}={value:g}" for key, value in line.chosen.items())
         for run in line.runs:
             values = (getattr(run, name) for name in (*fields, *costs))
-            writer.writerow((line.setting, line.method, run.seed, tuned, *("" if v is None else v for v in values)))
-    return table.getvalue()
+            rows.append((line.setting, line.method, run.seed, tuned, *("" if v is None else v for v in values)))
+    return csv_text(rows)

@@ -97,6 +97,7 @@ class Cohort:
         self.progress = 0.0  # rounds finished
         self.load_state_dict(beginning(slots, backbone) if state is None else state)
         self.forward = Forward(backbone, self.adapters, self.theta, prompts)
+        self.learner = Forward(backbone, self.adapters, self.theta, prompts.training or prompts)
 
     @property
     def owners(self) -> list[tuple[int, int]]:
@@ -157,7 +158,7 @@ class Cohort:
         active, losses = batch.mask.any(1), {}
         if self.method.objective != "class_ce" and "text" in self.backbone.adapted_towers:
             batch = batch.of_its_classes()
-        for name, loss in self.method.losses(self.forward, batch):
+        for name, loss in self.method.losses(self.learner, batch):
             theta = self.learning(name)
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()))
             self.optimizers[name].step(theta, self._proximal(name, theta, gradients), active)

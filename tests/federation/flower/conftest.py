@@ -24,7 +24,7 @@ def model_loaded_once(backbones, digits):
 
     node.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(materials, "load_backbone", lambda checkpoint, adapt, device, dtype: backbones[adapt])
+        patch.setattr(materials, "load_backbone", lambda checkpoint, adapt, *rest: backbones[adapt])
         patch.setattr(datasets, "load", load)
         yield
     node.load.cache_clear()

@@ -9,6 +9,7 @@ from feddlp.federation.flower import node
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.node import answer, answer_envelope
 from feddlp.federation.flower.parcels import Parcel, opened
+from feddlp.federation.flower.settings import read_settings
 
 EXPERIMENT = "0" * 32
 WORDS = ["data.clients=2", "training.rounds=1", "methods=local"]
@@ -65,6 +66,24 @@ def test_the_server_does_not_learn_what_files_are_called(tmp_path, photos, caplo
     assert "smith_john" not in str(said)
     assert "smith_john.png" in caplog.text
     assert "smith_john.png" in greeted(tmp_path, photos, "data.partition=iid", tell_problems="yes")["problem"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "clients", "csv"])
+def test_a_site_of_one_class_joins_a_natural_federation(kind, tmp_path):
+    """From the check at its start to what it tells the server."""
+    for index in range(20):
+        place = tmp_path / "site" / ("ward" * (kind == "clients")) / "ill"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (index * 12, 0, 0)).save(place / f"{index}.png")
+    data = f"{kind}:{tmp_path / 'site'}"
+    if kind == "csv":
+        lines = [f"site/ill/{index}.png,ill,ward" for index in range(20)]
+        (tmp_path / "site.csv").write_text("\n".join(["path,label,client", *lines]))
+        data += ".csv"
+    read_settings({"clients": "1", "state-dir": str(tmp_path / "state"), "data": data}, {}, 2).check()
+    said = greeted(tmp_path, data, "data.partition=natural", "data.clients=2", clients="1", tell_problems="yes")
+    assert said.get("problem") is None
+    assert said["class_names"] == ["ill"]
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])

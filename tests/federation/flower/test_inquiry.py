@@ -287,20 +287,34 @@ def test_the_good_answers_of_others_are_not_lost_with_it(scene):
 # Before the first round
 
 
-def test_who_is_missing_is_named_again_and_again_until_time_is_up(scene, tmp_path):
+def test_who_is_missing_is_named_once(scene, tmp_path):
     found = Scene(tmp_path, [holding(0), holding(2, 3)])
     began = found.time.now
     found.gather()
     assert 500 <= found.time.now - began < 502
-    waiting = [note for note in found.said.notes if note.startswith("waiting")]
-    assert waiting == ["waiting for client 1"] * len(waiting)
-    assert len(waiting) == pytest.approx(500 / REMINDER, abs=1)
-    assert found.warnings == ["client 1 did not come; the federation begins without"]
+    assert [note for note in found.said.notes if note.startswith("waiting")] == ["waiting for client 1"]
+    assert found.warnings == ["client 1 did not come; the federation begins without: 1 absent (client 1)"]
+
+
+def test_who_is_missing_is_named_again_when_that_has_changed(tmp_path):
+    found = Scene(tmp_path, [holding(0)])
+    began = found.time.now
+
+    def sleep(seconds):
+        found.time.sleep(seconds)
+        if found.time.now - began > 3 * REMINDER:
+            found.grid.nodes[9] = found.grid.nodes.get(9, late)
+
+    late = holding(2, 3)
+    found.gather(sleep)
+    assert [note for note in found.said.notes if note.startswith("waiting")] == [
+        "waiting for clients 1-3", "waiting for client 1",
+    ]  # fmt: skip
 
 
 def test_without_a_quorum_there_is_no_beginning(tmp_path):
     found = Scene(tmp_path, [holding(2)])
-    line = r"1 of 4 clients came within deployment.wait=500 s, .*=0.5 asks for 2; missing: clients 0-1, 3;"
+    line = r"1 of 4 clients came within deployment.wait=500 s, .*=0.5 asks for 2; missing: 3 absent \(clients 0-1, 3\);"
     with pytest.raises(UserError, match=line):
         found.gather()
 
@@ -326,6 +340,20 @@ def test_a_node_that_comes_in_the_middle_of_a_run_is_asked_from_then_on(scene):
     found.grid.nodes[9] = holding(3)
     assert found.ask(subject="while it says hello") == [0, 1, 2]
     assert found.ask(subject="the next") == [0, 1, 2, 3]
+
+
+def test_who_was_refused_is_not_called_absent(tmp_path):
+    found = Scene(tmp_path, [holding(0, problem="no checkpoint"), holding(1, clients=[1, 9], problem="no state-dir")])
+    line = r"0 of 4 clients .* missing: 2 refused \('n': no checkpoint; 'n': no state-dir\), 2 absent \(clients 2-3\);"
+    with pytest.raises(UserError, match=line):
+        found.gather()
+
+
+@pytest.mark.parametrize("claimed", ["0-3", {"0": 1}, 3, [[0]], None])
+def test_a_refused_node_that_names_its_clients_otherwise_names_none(claimed, tmp_path):
+    found = Scene(tmp_path, [holding(0, clients=claimed, problem="no checkpoint")])
+    with pytest.raises(UserError, match=r"missing: 4 absent \(clients 0-3\)"):
+        found.gather()
 
 
 # Who is not taken
@@ -355,6 +383,10 @@ def test_a_node_that_does_not_fit_is_refused_once_and_asked_again(changes, line,
     assert line in refusal
     assert refusal.isprintable()
     assert len(found.grid.nodes[2].heard) == pytest.approx(500 / REPEAT, abs=1)
+    assert [parcel.facts.get("refused") for parcel in found.grid.nodes[2].heard[:2]] == [
+        None,
+        refusal.partition(": ")[2],
+    ]
     found.grid.nodes[2].says = holding(3).says
     found.time.sleep(REPEAT)
     assert found.ask() == [0, 1, 2, 3] or found.ask(subject="the next") == [0, 1, 2, 3]

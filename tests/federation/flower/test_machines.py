@@ -9,6 +9,7 @@ import pytest
 
 from feddlp.errors import UserError
 from feddlp.federation.flower import machines
+from feddlp.federation.flower.keys import parse_address
 from feddlp.federation.flower.machines import Trust, link, node, trust
 
 NOBODY = Trust(None)
@@ -56,7 +57,6 @@ def test_an_address_that_cannot_be_listened_on_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("nonsense", "--link nonsense is no address; write HOST:PORT"),
         ("fl.example.org:8000", "--link fl.example.org is not this machine alone"),
         ("0.0.0.0:8000", "--link 0.0.0.0 is not this machine alone"),
     ],
@@ -74,15 +74,51 @@ def test_this_machine_needs_none_and_others_if_somebody_says_so():
         machines.control("fl.example.org:8000", Trust(machines.Path("/nowhere")), machines.Path("here"))
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense", "", ":", ":8000", "fl:", "fl", "fl:0", "fl:65536", "fl:99999", "fl:-1", "fl:+80", "fl:8_0", "fl:٨٠",
+        " fl:80", "fl :80", "fl: 80", "fl:80 ", "fl:80\n", "http://fl:8000", "https://fl:8000/", "fl:80/x", "a@fl:80",
+        "::1:8000", "::1", "fe80::1", "[::1]", "[::1]8000", "[fl]:80", "[10.0.0.1]:80", "[::1:8000", "[]:80", "[:]:80",
+        "10.0.0.256:80", "1.2.3:80", "-fl:80", "fl..org:80", "fl.:80", f"{'a' * 64}:80", "fl:80:80",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("insecure", [False, True])
+def test_what_is_no_address_is_refused_with_the_right_form(address, insecure):
+    with pytest.raises(UserError) as caught:
+        trust(address, None, insecure)
+    assert str(caught.value).startswith(f"--link {address} is no address; write HOST:PORT, as ")
+    assert "[::1]:8000" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("fl:1", "fl"), ("my_server:65535", "my_server"), ("10.0.0.7:08000", "10.0.0.7"), ("[fe80::1]:80", "fe80::1")],
+)
+def test_what_is_an_address_is_taken_apart(address, host):
+    assert parse_address(address, "--link") == (host, int(address.rpartition(":")[2]))
+
+
+@pytest.mark.parametrize("host", ["fl:8000", "http://fl", "", " ", "[fl]", "0.0.0.0/0", "*"])
+def test_what_is_no_host_is_refused(host):
+    with pytest.raises(UserError, match=r"--host .* is no host name or IP address; write it without https://, port"):
+        machines.listening_on(host, 8000)
+
+
+def test_a_host_may_be_of_ipv6():
+    assert [machines.listening_on(host, 80) for host in ("::", "0.0.0.0", "fl")] == ["[::]:80", "0.0.0.0:80", "fl:80"]
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o620])
 @pytest.mark.parametrize("key", ["a.key", "server.key", "ca.key", "b.key"])
 @pytest.mark.parametrize("side", ["link", "node"])
-def test_a_private_key_that_others_may_read_is_refused(side, key, mode, settings, tmp_path):
+def test_a_private_key_that_others_may_read_is_refused(side, key, mode, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(machines, "check_free", lambda *_: None)
     for name in ("ca.crt", "server.crt", "a.pub", "a.key", "b.key", "server.key", "ca.key"):
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o600 if name.endswith(".key") else 0o644)
     begin = {
-        "link": lambda: link("127.0.0.1:0", Trust(tmp_path), tmp_path / "place"),
+        "link": lambda: link("127.0.0.1:8000", Trust(tmp_path), tmp_path / "place"),
         "node": lambda: node("127.0.0.1:8000", 9094, {**settings, "name": "a"}, Trust(tmp_path), tmp_path / "place"),
     }[side]
     assert begin()

@@ -26,10 +26,36 @@ def test_what_fails_is_started_again_until_it_ends_by_itself(tmp_path, monkeypat
     monkeypatch.setattr(processes, "PAUSE", 0.0)
     (tmp_path / "count").touch()
     said = []
-    processes.keep_running([sys.executable, "-c", FAILS_TWICE, str(tmp_path / "count")], os.environ, said.append)
+    command = [sys.executable, "-c", FAILS_TWICE, str(tmp_path / "count")]
+    processes.keep_running(said.append, command, os.environ, tmp_path / "log")
     assert (tmp_path / "count").read_text() == "xxx"
     assert len(said) == 2
     assert "ended with code 1; it is started again in 0 s" in said[0]
+
+
+SPEAKS = """
+import sys, time
+print("before", file=sys.stderr)
+print("feddlp: round 1 is trained", file=sys.stderr)
+print("INFO: Flower's own", "and feddlp: no line of ours", flush=True)
+sys.stdout.write("feddlp: half a ")
+sys.stdout.flush()
+time.sleep(3 * float(sys.argv[1]))
+print("line")
+print("feddlp: last", end="\\n", flush=True)
+"""
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_our_lines_are_shown_and_all_are_kept(everything, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(processes, "LOOK", 0.05)
+    (tmp_path / "log").write_text("feddlp: of an earlier time\n")
+    command = [sys.executable, "-c", SPEAKS, "0.05"]
+    assert processes.run_shown(command, os.environ, tmp_path / "log", everything) == 0
+    shown, kept = capfd.readouterr().out.splitlines(), (tmp_path / "log").read_text().splitlines()
+    assert shown == (kept[1:] if everything else [line for line in kept[1:] if line.startswith("feddlp: ")])
+    assert {"feddlp: round 1 is trained", "feddlp: half a line", "feddlp: last"} <= {*shown}
+    assert len(kept) == 6
 
 
 def test_no_second_interface_is_opened_and_no_proxy_of_the_house_is_asked(monkeypatch, tmp_path):
@@ -69,7 +95,9 @@ def test_an_interrupt_ends_it_and_nothing_is_started_again(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            processes.keep_running([sys.executable, "-c", program, str(place)], os.environ, pytest.fail)
+            processes.keep_running(
+                pytest.fail, [sys.executable, "-c", program, str(place)], os.environ, tmp_path / "log"
+            )
     finally:
         signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):

@@ -220,7 +220,7 @@ def test_a_round_of_absent_clients_alone_is_played_by_nobody(tmp_path):
     drawn = [draw(config.seed, n, range(4), config.training)[0].nonzero().item() for n in range(6)]
     assert 3 in drawn
     assert played == [int(client < 3) for client in drawn]
-    assert sum("client 3: left out: no node is there" in line for line in listener.warnings) == drawn.count(3)
+    assert sum("client 3: left out: no node is there" in line for line in listener.warnings) == 1
 
 
 def test_a_client_that_cannot_say_how_it_begins_is_no_end_of_the_run(tmp_path):

@@ -43,13 +43,11 @@ def answer_here_or_there(envelope: Envelope, node_config: Mapping[str, Any]) -> 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """One run from where it stands to its end."""
-    from rich.console import Console
-
     from feddlp.commands.common import quiet_libraries
     from feddlp.errors import OURS, UserError
     from feddlp.federation.flower.serving import serve
     from feddlp.printing import print_finished
-    from feddlp.progress import PlainReporter
+    from feddlp.progress import Console, PlainReporter
 
     quiet_libraries()
     console = Console(width=200)

@@ -15,7 +15,7 @@ from reprlib import repr as short
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from feddlp.data.source import PARTS, Part
@@ -24,12 +24,14 @@ from feddlp.federation.host import Report, Roster
 from feddlp.federation.results import Found
 from feddlp.federation.waves import Wave
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
+from feddlp.names import nfc, printable
 
 SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
 MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Counts = Annotated[list[Count], FailFast()]
 Text = Annotated[str, Field(max_length=MOST_NAME)]
+ClassName = Annotated[Text, AfterValidator(nfc)]
 SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
 
 
@@ -52,12 +54,12 @@ class Hello(Checked):
     samples: Samples
     checkpoint: Text
     data: Text
-    class_names: Annotated[list[Text], FailFast()] = Field(max_length=MOST_CLASSES)
+    class_names: Annotated[list[ClassName], FailFast()] = Field(max_length=MOST_CLASSES)
     template: Text
     dtype: Literal["float32", "float64", "bfloat16"]
     sites: dict[str, list[Any]]
     left_out: Count
-    classes: list[dict[Part, dict[Text, Count]]] | None = None  # of each client's samples; None: it does not tell
+    classes: list[dict[Part, dict[ClassName, Count]]] | None = None  # of each client's samples; None: it does not tell
 
 
 class Told(Checked):
@@ -83,7 +85,7 @@ class Begun(Checked):
 def one_line(said: object) -> str:
     """What somebody else says, for the record: printable, on one line, and not endless."""
     text = str(said)[: 2 * MOST_SAID] if isinstance(said, str | Exception) else short(said)
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from feddlp.experiment import Reporter
+from feddlp.federation.flower.processes import Tail
 from feddlp.files import append
 
 CALLS = ("preparing", "note", "warn", "run_started", "method_started", "stepped", "round_finished")
@@ -25,7 +26,7 @@ class Recorder:
     def __init__(self, path: Path, inner: Reporter):
         self.path, self.inner = path, inner
         if path.exists():  # a server that was killed may have left half a line
-            os.truncate(path, complete(path))
+            os.truncate(path, Tail(path).read)
 
     def write(self, event: str, *said: Any) -> None:
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "said": said}
@@ -66,33 +67,17 @@ class Follower:
     """
 
     def __init__(self, path: Path, reporter: Reporter):
-        self.path, self.reporter = path, reporter
-        self.read = complete(path) if path.exists() else 0  # bytes; earlier attempts are left out
+        self.reporter = reporter
+        self.tail = Tail(path)  # earlier attempts are left out
         self.server: int | None = None
         self.ended: tuple[str, str] | None = None
 
     def follow(self) -> None:
         """Tell the reporter what has come since."""
-        for line in self._new_lines():
+        for line in map(json.loads, self.tail.lines()):
             if line["event"] == "serving":
                 (self.server,) = line["said"]
             elif line["event"] in ENDINGS:
                 self.ended = line["event"], " ".join(line["said"])
             elif line["event"] in CALLS:
                 getattr(self.reporter, line["event"])(*line["said"])
-
-    def _new_lines(self) -> Iterator[dict[str, Any]]:
-        """Those that are complete."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            for line in file:
-                if line.endswith(b"\n"):
-                    self.read += len(line)
-                    yield json.loads(line)
-
-
-def complete(path: Path) -> int:
-    """Bytes of a file up to the end of its last complete line."""
-    return path.read_bytes().rfind(b"\n") + 1

@@ -18,14 +18,13 @@ from flwr.app import RecordDict
 from feddlp.config import DeploymentConfig
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import one_line
-from feddlp.federation.flower.nodes import Home, Nodes
+from feddlp.federation.flower.nodes import Home, Nodes, named
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
 from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost
-from feddlp.federation.flower.settings import spell
 
 POLL = 0.25  # seconds between two looks at the post
 BUSY = 5.0  # seconds before a node that is busy is asked again
-REMINDER = 30.0  # seconds between two lines that say who is missing
+REMINDER = 30.0  # seconds before it is said who is missing, and said again where that has changed
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,6 @@ class Question:
     accept: Callable[[Parcel, Sequence[int]], Any]  # raises RefusedError
     most_bytes: Callable[[int], int]  # that the answer of so many clients may take
     quorum: float  # share of the clients asked that must answer
-
-
-def named(clients: Sequence[int] | set[int]) -> str:
-    """ "client 3", "clients 1-3, 7" """
-    return f"client{'s' if len(clients) > 1 else ''} {spell(list(clients))}"
 
 
 def least(quorum: float, asked: int) -> int:
@@ -158,20 +152,20 @@ def gather(nodes: Nodes, limits: DeploymentConfig, sleep: Callable[[float], None
     Raises:
         UserError: fewer than a quorum have come when time is up.
     """
-    began = reminded = nodes.clock()
+    began, told = nodes.clock(), list[int]()
     while nodes.missing() and nodes.clock() - began < limits.wait:
         for _ in nodes.look_around():
             pass
-        if nodes.missing() and nodes.clock() - reminded > REMINDER:
-            reminded = nodes.clock()
-            nodes.reporter.note(f"waiting for {named(nodes.missing())}")
+        if nodes.missing() not in ([], told) and nodes.clock() - began > REMINDER:
+            told = nodes.missing()
+            nodes.reporter.note(f"waiting for {named(told)}")
         sleep(POLL if nodes.missing() else 0)
     missing, found = nodes.missing(), nodes.clients - len(nodes.missing())
     if found < least(limits.quorum, nodes.clients):
         raise UserError(
             f"{found} of {nodes.clients} clients came within deployment.wait={limits.wait:g} s, deployment.quorum="
-            f"{limits.quorum:g} asks for {least(limits.quorum, nodes.clients)}; missing: {named(missing)}; "
-            "start their nodes, then resume the run"
+            f"{limits.quorum:g} asks for {least(limits.quorum, nodes.clients)}; missing: {nodes.why_missing()}; "
+            "see to them, then resume the run"
         )
     if missing:
-        nodes.reporter.warn(f"{named(missing)} did not come; the federation begins without")
+        nodes.reporter.warn(f"{named(missing)} did not come; the federation begins without: {nodes.why_missing()}")

@@ -227,6 +227,25 @@ def subject_name(host: str) -> x509.GeneralName:
     return x509.DNSName(name)
 
 
+def parse_address(text: str, option: str) -> tuple[str, int]:
+    """ "fl.example.org:8000" or "[::1]:8000" as host and port.
+
+    Raises:
+        UserError: it is neither.
+    """
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if re.fullmatch(r"\[.*:.*\]", host) else host
+    try:
+        subject_name(bare)
+        if (":" in bare) == (bare == host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise ValueError(port)
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"{option} {text} is no address; write HOST:PORT, as fl.example.org:8000 or [::1]:8000"
+        ) from error
+    return bare, int(port)
+
+
 def alternative_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
     return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 

@@ -5,20 +5,30 @@ Without certificates they speak to this machine alone, unless somebody says that
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from feddlp.errors import UserError
 from feddlp.federation.flower.control import Control
+from feddlp.federation.flower.keys import parse_address, subject_name
 from feddlp.federation.flower.processes import environment, program, superlink, write_settings
 from feddlp.federation.flower.settings import MOST_CLIENTS, read_settings
-from feddlp.files import make_folder
+from feddlp.files import make_folder, write_whole
 
+ANSWERS_WITHIN = 5.0  # seconds
 Command = tuple[list[str], dict[str, str]]
+ONCE = """#!/bin/sh
+"exec" "{}" "$0" "$@"
+from feddlp.federation.flower.once import main
+main()
+"""
 
 
 class Trust(NamedTuple):
@@ -51,15 +61,19 @@ def trust(address: str, keys: Path | None, insecure: bool, option: str = "--link
     Raises:
         UserError: another machine, without certificates.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"{option} {address} is no address; write HOST:PORT, as fl.example.org:8000")
-    if keys is None and not insecure and not is_loopback(host.strip("[]")):
+    host, _ = parse_address(address, option)
+    if keys is None and not insecure and not is_loopback(host):
         raise UserError(
             f"{option} {host} is not this machine alone, and there are no certificates; make them with feddlp keys and "
             "give --keys DIR, or say --insecure"
         )
     return Trust(keys)
+
+
+def listening_on(host: str, port: int) -> str:
+    """HOST:PORT, where the two are given apart."""
+    subject_name(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -71,10 +85,10 @@ def is_loopback(host: str) -> bool:
 
 def link(address: str, trusted: Trust, place: Path) -> Command:
     """The SuperLink."""
-    host, _, port = address.rpartition(":")
-    check_free(host.strip("[]"), int(port))
+    host, port = parse_address(address, "--host")
+    check_free(host, port)
     make_folder(place)
-    command = [*superlink(), "--host", host.strip("[]"), "--port", port]
+    command = [*superlink(), "--host", host, "--port", str(port)]
     command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
     if trusted.keys is None:
         command.append("--insecure")
@@ -82,6 +96,13 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
         command += ["--ssl-ca-certfile", trusted.file("ca.crt"), "--ssl-certfile", trusted.file("server.crt")]
         command += ["--ssl-keyfile", trusted.file("server.key"), "--enable-supernode-auth"]
     return command, environment(place.absolute() / "flwr")
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(parse_address(address, "--link"), ANSWERS_WITHIN):
+        return True
+    return False
 
 
 def check_free(host: str, port: int) -> None:
@@ -124,7 +145,12 @@ def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, p
             raise UserError(f"--keys {trusted.keys} needs --name, the name of this node's key")
         command += ["--root-certificates", trusted.file("ca.crt")]
         command += ["--auth-supernode-private-key", trusted.file(f"{settings['name']}.key")]
-    return command, environment(place.absolute() / "flwr")
+    variables = environment(place.absolute() / "flwr")
+    script = place.absolute() / "bin" / "flwr-clientapp"
+    make_folder(script.parent)
+    write_whole(script, ONCE.format(sys.executable).encode())
+    script.chmod(0o700)
+    return command, variables | {"PATH": f"{script.parent}{os.pathsep}{variables['PATH']}"}
 
 
 def control(address: str, trusted: Trust, place: Path) -> Control:

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -24,7 +23,8 @@ from torch import Tensor
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
-from feddlp.config import Config, validate
+from feddlp.config import Config, parse_toml, validate
+from feddlp.data.features import AlikeError
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import check_adapters, frozen, one_line
@@ -37,6 +37,7 @@ from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
 from feddlp.materials import Materials, Share, prepare
+from feddlp.progress import shown
 
 EXPERIMENT = re.compile(r"[0-9a-f]{32}")  # it becomes a folder's name, as a method does
 PATIENCE = 10.0  # seconds to wait for another process that works on the same clients
@@ -92,7 +93,7 @@ class Node:
         try:
             return self._prepared()
         except UserError as error:
-            if self.settings.tell_problems:
+            if self.settings.tell_problems or isinstance(error, AlikeError):
                 raise
             log.error("%s", error)
             raise UserError("its images or its checkpoint cannot be used; its log says why") from error
@@ -163,7 +164,7 @@ class Node:
         if told != own:
             which = next(key for key in own if not isinstance(told, dict) or told.get(key) != own[key])
             raise UserError(
-                f"the {which} here is not that of the federation; give this node the same checkpoint (checkpoint=PATH)"
+                f"the {which} here is not that of the federation; start this node with the same one: --checkpoint PATH"
             )
 
     def host(self, method: str, folder: StateFolder | None = None) -> Host:
@@ -266,19 +267,24 @@ def what_was_done(facts: Mapping[str, Any]) -> str:
 
 def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Parcel:
     """What a node says to a message; its owner's mistakes, and the disk's, become one line in place of a report."""
-    about = {key: parcel.facts.get(key) for key in ("kind", "experiment", "method", "round")}
+    about: dict[str, Any] = {key: parcel.facts.get(key) for key in ("kind", "experiment", "method", "round")}
     about["node"] = str(node_config.get("name") or node_config.get("clients", ""))
+    if refused := parcel.facts.get("refused"):
+        log.warning("the server does not take this node: %s", one_line(refused))
     try:
         if (version := parcel.facts["version"]) != __version__:
             raise UserError(f"the server has feddlp {version}, this node {__version__}; install the same")
-        told = validate(tomllib.loads(parcel.facts["configuration"]))
-        node = Node(read_settings(node_config, environment, told.data.clients), told, parcel.facts)
+        told = validate(parse_toml(parcel.facts["configuration"]))
+        settings = read_settings(node_config, environment, told.data.clients)
+        about["clients"] = list(settings.clients)
+        node = Node(settings, told, parcel.facts)
         said = ANSWERS[parcel.facts["kind"]](node, parcel)
         log.info("run %s: %s", told.name, what_was_done(parcel.facts))
-        return Parcel({**said.facts, **about}, said.adapters)
+        return Parcel({**about, **said.facts}, said.adapters)
     except BusyError as error:
         return Parcel({**about, "problem": str(error), "busy": True})
     except UserError as error:
+        log.error("the server is told: %s", error)
         return Parcel({**about, "problem": one_line(error)})
     except Exception as error:  # this process stays; what the text of such an error holds, nobody knows
         log.exception("%s failed", about["kind"])
@@ -295,7 +301,7 @@ def answer_envelope(envelope: Envelope, node_config: Mapping[str, Any]) -> Envel
 
 def set_up() -> None:
     """For a process that answers: one log for all that it says, and memory that is used again."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="feddlp: %(message)s")
+    logging.basicConfig(stream=shown(sys.stderr), level=logging.INFO, format="feddlp: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keep_freed_memory()
     quiet_libraries()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -21,6 +22,11 @@ from feddlp.materials import Reporter
 Clock = Callable[[], float]
 NO_ADAPTERS = 0  # bytes of them in a hello
 REPEAT = 60.0  # seconds before a node that was refused is asked again
+
+
+def named(clients: Collection[int]) -> str:
+    """ "client 3", "clients 1-3, 7" """
+    return f"client{'s' if len(clients) > 1 else ''} {spell(list(clients))}"
 
 
 @dataclass
@@ -59,7 +65,8 @@ class Nodes:
     homes: dict[int, Home] = field(default_factory=dict)  # by node
     away_since: dict[int, float] = field(default_factory=dict)  # by client
     greet_at: dict[int, float] = field(default_factory=dict)  # by node; never where it has a home
-    said: set[str] = field(default_factory=set)  # refusals, each once
+    told_away: set[int] = field(default_factory=set)  # clients of which it was said that no node is there
+    refused: dict[int, tuple[str, list[int]]] = field(default_factory=dict)  # by node: why, and the clients it names
 
     def __post_init__(self) -> None:
         self.away_since = dict.fromkeys(range(self.clients), self.clock())
@@ -93,7 +100,8 @@ class Nodes:
         for node in sorted(there - self.homes.keys()):
             due = node not in self.greet_at or (self.away_since and self.greet_at[node] <= now)
             if due and not self.post.waits_for(node):
-                self.post.send(node, self.greeting, (), "hello")
+                told = {"refused": self.refused[node][0]} if node in self.refused else {}
+                self.post.send(node, Parcel({**self.greeting.facts, **told}), (), "hello")
                 self.greet_at[node] = now + REPEAT
 
     def lose(self, home: Home) -> None:
@@ -106,6 +114,7 @@ class Nodes:
 
     def _hear(self, letter: Letter, reply: RecordDict | Lost) -> None:
         """The answer to a hello."""
+        facts: Mapping[str, Any] = {}
         try:
             if isinstance(reply, Lost) and reply.code == UNAVAILABLE:
                 return
@@ -117,10 +126,11 @@ class Nodes:
                 raise RefusedError(f"{one_line(facts.get('node'))!r}: {one_line(facts['problem'])}")
             self._move_in(letter.node, parse_hello(facts, self.clients))
         except RefusedError as refusal:
-            line = f"a node is not taken: {one_line(refusal)}"
-            if line not in self.said:
-                self.said.add(line)
-                self.reporter.warn(line)
+            why, claimed = one_line(refusal), facts.get("clients")
+            if all(why != known for known, _ in self.refused.values()):
+                self.reporter.warn(f"a node is not taken: {why}")
+            known = [client for client in range(self.clients) if isinstance(claimed, list) and client in claimed]
+            self.refused[letter.node] = why, known
 
     def _move_in(self, node: int, hello: Hello) -> None:
         """The clients of a node are at home there from now on.
@@ -149,9 +159,20 @@ class Nodes:
             self.greet_at[other.node] = math.inf
         self.homes[node] = home
         self.greet_at.pop(node, None)
+        self.refused.pop(node, None)
+        self.told_away = set()
         self.away_since = {client: since for client, since in self.away_since.items() if client not in home.clients}
         left_out = f", {hello.left_out} images cannot be read and are left out" if hello.left_out else ""
         self.reporter.note(f"{home}: {sum(hello.samples.train):,} training samples{left_out}")
+
+    def why_missing(self) -> str:
+        """ "2 refused (its checkpoint is not that of the federation), 2 absent (clients 2-3)" """
+        missing, reasons = set(self.missing()), []
+        absent = missing.difference(*(clients for _, clients in self.refused.values()))
+        for why, clients in self.refused.values():
+            reasons += [why] if missing.intersection(clients) and why not in reasons else []
+        refused = [f"{len(missing - absent)} refused ({'; '.join(reasons)})"] if reasons else []
+        return ", ".join(refused + ([f"{len(absent)} absent ({named(absent)})"] if absent else []))
 
     def away_for(self, client: int) -> float:
         """Seconds for which a client has been at home nowhere; 0 where it is at home."""

@@ -13,9 +13,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -27,6 +28,7 @@ LAST_WORDS = 10.0  # seconds between asking a process to end and making it
 LOCAL = "127.0.0.1,localhost,::1"  # what a proxy of the house has nothing to do with
 ONE_PORT = {"FLWR_INTERNAL_GRPC_CONTROL_API": "0", "FLWR_INTERNAL_GRPC_FLEET_API": "0"}  # and none without a gate
 PAUSE = 10.0  # seconds before a program that failed is started again
+LOOK = 0.2  # seconds between two looks at its log
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
 
@@ -118,21 +120,52 @@ def start(name: str, command: Sequence[str], log: Path, variables: Mapping[str, 
     return Running(name, process, log)
 
 
-def keep_running(command: Sequence[str], variables: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """A program in this terminal, started again when it fails, until it ends by itself or this process is interrupted.
+class Tail:
+    """The lines of a file that come from now on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.read = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+    def lines(self) -> Iterator[str]:
+        """Those that are complete."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.read)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.read += len(line)
+                    yield line.decode(errors="replace").rstrip("\r\n")
+
+
+def run_shown(command: Sequence[str], variables: Mapping[str, str], log: Path, everything: bool = False) -> int:
+    """A program to its end, with its log in a file and our lines of it in this terminal; its exit code."""
+    tail = Tail(log)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=dict(variables), preexec_fn=dies_with_its_parent()
+        )
+    try:
+        while True:
+            ended = process.poll() is not None
+            for line in tail.lines():
+                if everything or line.startswith("feddlp: "):
+                    print(line, flush=True)
+            if ended:
+                return process.returncode
+            time.sleep(LOOK)
+    finally:
+        end(process)
+
+
+def keep_running(say: Callable[[str], None], command: Sequence[str], *how: Any) -> None:
+    """As `run_shown`, and again when it fails, until it ends by itself or this process is interrupted.
 
     A SuperNode fails where its key is not registered yet, and for a minute after it died, in which the SuperLink takes
     it to be there.
     """
-    while True:
-        with subprocess.Popen(command, env=dict(variables), preexec_fn=dies_with_its_parent()) as process:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                end(process)
-                raise
-        if code == 0:
-            return
+    while code := run_shown(command, *how):
         say(f"{Path(command[0]).name} ended with code {code}; it is started again in {PAUSE:g} s")
         time.sleep(PAUSE)
 

@@ -16,7 +16,6 @@ from uuid import uuid4
 import torch
 
 from feddlp.config import Config
-from feddlp.data.csv_tables import in_order
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
 from feddlp.federation.flower.checks import Hello, frozen, site_of
@@ -24,6 +23,7 @@ from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
 from feddlp.files import write_atomically
 from feddlp.model.adapters import Site
+from feddlp.names import in_order
 from feddlp.records import ROSTER, read_json
 
 COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
@@ -94,7 +94,7 @@ class Registry:
         elif strange := sorted(set(hello.class_names) - set(self.class_names)):
             if self.closed:
                 raise RefusedError(f"it has classes that the run did not begin with: {', '.join(strange[:5])}")
-            self.class_names = list(in_order({*self.class_names, *strange}))  # as a local run of all would
+            self.class_names = in_order({*self.class_names, *strange})  # as a local run of all would
 
     def close(self) -> None:
         """The first round begins: from now on there are no other classes."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from feddlp.config import Config
 from feddlp.federation.flower.checks import Expected, check_begun, check_report
-from feddlp.federation.flower.inquiry import Inquiry, Question, least, named
-from feddlp.federation.flower.nodes import Nodes
+from feddlp.federation.flower.inquiry import Inquiry, Question, least
+from feddlp.federation.flower.nodes import Nodes, named
 from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.host import Order, Report, Roster
 from feddlp.federation.results import Found, join
@@ -76,7 +76,9 @@ class RemoteClients:
         absent = [c for c in long_away if chosen[c]]
         if not absent or self.nodes.clients - len(long_away) < least(self.config.deployment.quorum, self.nodes.clients):
             return chosen
-        self.nodes.reporter.warn(f"{subject}: {named(absent)}: left out: no node is there")
+        if long_away != self.nodes.told_away:
+            self.nodes.told_away = long_away
+            self.nodes.reporter.warn(f"{subject}: {named(long_away)}: left out: no node is there")
         present = chosen.clone()
         present[absent] = False
         return present

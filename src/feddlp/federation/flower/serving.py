@@ -113,6 +113,7 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     registry.close()
     fingerprints = {
         "configuration": config.fingerprint(),
+        "code": config.code(),
         "data": registry.experiment,
         "backbone": registry.common["checkpoint"],
     }

@@ -67,11 +67,11 @@ class NodeSettings:
         Raises:
             UserError: one of them cannot be used.
         """
-        from feddlp.data.datasets import find  # what a command that only passes settings on does not need
+        from feddlp.data.datasets import find_own  # what a command that only passes settings on does not need
         from feddlp.federation.flower.statefolder import identity
 
         if self.data:
-            find(self.data)
+            find_own(self.data)
         if self.device not in ("", "auto", "cpu"):
             from feddlp.materials import pick_device  # PyTorch knows which devices there are
 
@@ -87,13 +87,13 @@ class NodeSettings:
         if not self.data and config.data.dataset.partition(":")[0] not in MADE_HERE:
             raise UserError(
                 f"node-config has no data, and the server's data.dataset={config.data.dataset} is never read from this "
-                "machine's disk; set data=folder:PATH in --node-config"
+                "machine's disk; start the node with --data folder:PATH"
             )
         data = {"dataset": self.data or config.data.dataset}
         if not self.checkpoint and is_path(config.model.checkpoint):
             raise UserError(
                 f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is a path "
-                "on a disk; set checkpoint=PATH in --node-config"
+                "on a disk; start the node with --checkpoint PATH"
             )
         training = {"wave": 0, "client_store": "auto", "memory_limit": self.memory_limit}
         model = {"checkpoint": self.checkpoint or config.model.checkpoint, "device": self.device or "auto"}

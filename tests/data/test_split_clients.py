@@ -8,18 +8,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddlp.config import load_config
-from feddlp.data.dealing import deal
-from feddlp.data.partition import partition
-from feddlp.data.splits import ClientSplit, split
+from feddlp.config import DataConfig
+from feddlp.data.partition import Samples, partition
+from feddlp.data.splits import ClientSplit, split, split_clients
 from feddlp.errors import UserError
-from feddlp.materials import deal_out as deal_as_configured
 
 DTD = np.repeat(np.arange(47), 120)
 SHARES = {"test_share": 0.25, "validation_share": 0.1}
 OWN = {"test_set": "own", "stratified": False}
 FEW_SHOT = ["few_shot_iid", "few_shot_pathological"]
 ALL = ["dirichlet", "pathological", "iid", *FEW_SHOT]
+
+
+def configured(name, clients, seed=1, **options):
+    return DataConfig(partition=name, clients=clients, partition_seed=seed, **options)
+
+
+def deal(labels, name, clients, *, owners=(), parts=(), **options):
+    """Clients' samples under a configuration with these keys; official parts are kept where there are some."""
+    options = {"splits": "official"} | options if len(parts) else options
+    return split_clients(labels, configured(name, clients, **options), owners, parts)
+
+
+def holdings(labels, name, clients, **options):
+    return partition(Samples(labels, int(labels.max()) + 1), configured(name, clients, **options))
+
 
 relaxed = settings(deadline=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
@@ -41,16 +54,9 @@ def parts_of(splits: list[ClientSplit]) -> list[torch.Tensor]:
 def test_dealing_is_partition_then_split(name):
     options = {"dirichlet_beta": 0.1, "classes_per_client": 5, "seed": 4}
     dealt = deal(DTD, name, 10, **SHARES, **OWN, **options)
-    for client, held in enumerate(partition(DTD, name, 10, **options)):
+    for client, held in enumerate(holdings(DTD, name, 10, **options)):
         expected = split(held, client, **SHARES, seed=4)
         assert all(map(torch.equal, parts_of([expected]), parts_of([dealt[client]])))
-
-
-@pytest.mark.parametrize("name", ["dirichlet", "pathological", "iid"])
-def test_the_experiment_deals_as_this_does(name):
-    config = load_config(None, [f"data.partition={name}", "data.classes_per_client=5"])
-    dealt = deal(DTD, name, 10, **SHARES, **OWN, classes_per_client=5, seed=1)
-    assert all(map(torch.equal, parts_of(deal_as_configured(config, DTD)), parts_of(dealt)))
 
 
 @relaxed
@@ -100,7 +106,7 @@ def test_what_is_left_beside_the_common_test_set_is_dealt_as_a_data_set_of_its_o
     splits = deal(DTD, "pathological", 10, test_set="common", classes_per_client=12, seed=3)
     rest = np.setdiff1d(np.arange(len(DTD)), splits[0].test.numpy())
     for client, held in zip(
-        splits, partition(DTD[rest], "pathological", 10, classes_per_client=12, seed=3), strict=True
+        splits, holdings(DTD[rest], "pathological", 10, classes_per_client=12, seed=3), strict=True
     ):
         assert sorted(torch.cat([client.train, client.validation]).tolist()) == sorted(rest[held].tolist())
 
@@ -217,14 +223,9 @@ def test_official_splits_need_something_to_train_and_something_to_test_on(name, 
 
 
 def test_official_splits_are_kept_only_where_that_is_asked_for():
-    merged, official = (
-        load_config(None, ["data.partition=iid", f"data.splits={how}"]) for how in ("merged", "official")
-    )
-    assert torch.equal(
-        deal_as_configured(official, LABELS, (), PARTS.tolist())[0].test,
-        torch.from_numpy(np.flatnonzero(PARTS == "test")),
-    )
-    plain = parts_of(deal_as_configured(merged, LABELS))
-    assert all(map(torch.equal, parts_of(deal_as_configured(merged, LABELS, (), PARTS.tolist())), plain))
+    parts = PARTS.tolist()
+    official, merged = (deal(LABELS, "iid", 10, parts=parts, splits=how) for how in ("official", "merged"))
+    assert torch.equal(official[0].test, torch.from_numpy(np.flatnonzero(PARTS == "test")))
+    assert all(map(torch.equal, parts_of(merged), parts_of(deal(LABELS, "iid", 10))))
     with pytest.raises(UserError, match=r"data\.splits=official: digits has no official splits"):
-        deal_as_configured(official, LABELS)
+        deal(LABELS, "iid", 10, splits="official")
