@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from feddlp import experiment
@@ -22,6 +24,7 @@ from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result, run_folders
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Job, check_sweep, job_config
+from feddlp.training.cohort import Cohort
 
 QUICK = {
     "model": {"adapt": "text", "dtype": "float64"},
@@ -325,6 +328,26 @@ def test_a_trial_that_fails_is_not_chosen(finished, tmp_path, monkeypatch):
     (choice,) = run_sweep(grid(tmp_path), Silent())["choices"]
     assert choice["chosen"]["lr"] != best
     assert choice["validation"][f"lr{best:g}"] is None
+
+
+def test_a_trial_that_diverges_is_named_and_the_others_end_as_undisturbed(finished, tmp_path, monkeypatch):
+    (choice,) = records(finished)[1]["choices"]
+    best = choice["chosen"]["lr"]
+    (other,) = {1e-3, 3e-2} - {best}
+    original = Cohort.fit
+
+    def fit(cohort, *rest):
+        losses = original(cohort, *rest)
+        rates = torch.tensor([slot.method.lr for slot in cohort.slots], dtype=losses["adapter"].dtype)
+        return {"adapter": torch.where(rates == other, math.nan, losses["adapter"])}
+
+    monkeypatch.setattr(Cohort, "fit", fit)
+    result = run_sweep(grid(tmp_path), Silent())
+    assert result["choices"][0]["chosen"]["lr"] == best
+    assert result["choices"][0]["validation"][f"lr{other:g}"] is None
+    assert result["choices"][0]["validation"][f"lr{best:g}"] == choice["validation"][f"lr{best:g}"]
+    (reason,) = result["failed"].values()
+    assert reason.startswith("FLoRA, round 1: client 0 diverged to NaN or infinity")
 
 
 @pytest.mark.parametrize("vary", [{}, {"data.shots": [500, 600]}], ids=["one setting", "two"])

@@ -32,7 +32,7 @@ def rows() -> list[str]:
         sections = getattr(field.annotation, "model_fields", None)
         if sections:
             lines += [row(f"{name}.{key}", inner.default, inner.description) for key, inner in sections.items()]
-        elif name not in ("method", "own_methods"):
+        elif name not in ("method", "own_methods", "rates"):
             lines.append(row(name, field.default, field.description))
     return lines
 

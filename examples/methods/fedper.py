@@ -6,6 +6,8 @@
 A method of your own is one file like this. Put it in a folder, name the folder in FEDDLP_METHODS, and it is there:
 
     FEDDLP_METHODS=examples/methods feddlp run methods=fedper,flora training.rounds=3
+
+The run records the file, so that `feddlp resume`, `export` and the like find it without the variable.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,14 +40,16 @@ from feddlp.hyperparameters import (
     base_of,
     build_method,
     check_method_tables,
+    demo,
     explain,
     options_model,
     resolve_preset,
-    sections_of,
+    with_preset,
 )
-from feddlp.methods import find_again, own_files, registry
+from feddlp.methods import find_again, registry
 from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
+from feddlp.provenance import Rate, check_tuning, is_open, recorded
 
 if TYPE_CHECKING:
     from feddlp.methods.base import Method
@@ -94,7 +96,7 @@ def gibibytes(value: Any) -> Any:
 
 PLACES = (
     "name", "runs_dir", "preset", "data.dataset", "data.on_bad_image", "model.checkpoint", "model.device",
-    "training.rounds", "training.memory_limit", "training.wave", "training.client_store",
+    "training.rounds", "training.memory_limit", "training.wave", "training.client_store", "tune",
 )  # fmt: skip
 """Keys that may change without changing the results of a round (but for rounding)."""
 
@@ -193,19 +195,16 @@ class DeploymentConfig(Section):
     quorum: float = Field(0.5, gt=0, le=1, description="share of the clients asked that must answer, or the run stops")
     attempts: int = Field(3, ge=1, description="how often a client is asked in a round if its process dies")
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
-
-
-class OwnMethod(Section):
-    """A method that is not the package's."""
-
-    file: str
-    sha256: str
+    max_samples: int = Field(1_000_000, ge=1, lt=2**53, description="most samples of a kind that a client may have")
+    max_share: float = Field(
+        1.0, gt=0, le=1, description="largest share of one client in an average of three or more; 1 = any"
+    )
 
 
 class Config(Section):
     """A complete run.
 
-    `own_methods` is written by a run and read when it is gone on with, on this machine alone: code is never loaded from
+    `own_methods` and `rates` are written by a run. The former is read on this machine alone: code is never loaded from
     where somebody else's configuration says.
     """
 
@@ -218,12 +217,14 @@ class Config(Section):
     preset: PresetName = Field(
         "auto", description="where open hyper-parameters come from: tuned, paper or authors; auto = by checkpoint"
     )
+    tune: bool = Field(False, description="first choose learning rates on validation data, all from one short grid")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     method: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the methods")
-    own_methods: dict[str, OwnMethod] = Field(default_factory=dict, description="files of methods of your own")
+    rates: dict[str, Rate] = Field(default_factory=dict, description="where the learning rates come from")
+    own_methods: dict[str, dict[str, str]] = Field(default_factory=dict, description="files of methods of your own")
 
     def build_methods(self) -> dict[str, Method]:
         """The chosen methods with their fields.
@@ -231,47 +232,44 @@ class Config(Section):
         Raises:
             UserError: an unknown or repeated method, an unknown field, or a value out of range.
         """
-        preset = resolve_preset(self.preset, self.model.checkpoint)
-        setting = Setting(preset, self.model.adapt, self.data.known_as, self.data.dirichlet_beta)
         check_method_tables(self.methods, self.method)
-        return {name: build_method(name, self.method, setting) for name in self.methods}
+        return {name: build_method(name, self.method, self.setting) for name in self.methods}
+
+    @property
+    def setting(self) -> Setting:
+        """What the preset's values depend on."""
+        preset = resolve_preset(self.preset, self.model.checkpoint)
+        return Setting(preset, self.model.adapt, self.data.known_as, self.data.dirichlet_beta)
 
     def fingerprint(self) -> str:
         """A digest of what decides the results. Places may change, and so may the number of rounds.
 
-        (The images and weights behind those places have fingerprints of their own, and what a preset decides is
-        written out.)
+        (The images, the weights and the code behind those places have fingerprints of their own, and what a preset
+        decides is written out.)
         """
-        table = tomllib.loads(self.to_toml())
+        table = self._table()
         for path in PLACES:
             section, _, key = path.rpartition(".")
             (table[section] if section else table).pop(key)
         table.pop("deployment")
-        table.pop("own_methods", None)
         return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()
 
-    def own_files(self) -> dict[str, dict[str, str]]:
-        """The methods that are not the package's, as they are now: file and digest."""
-        return own_files({base_of(name, self.method) for name in self.methods})
-
-    def code(self) -> str:
-        """A digest of these files; "" where all methods are the package's."""
-        return " ".join(about["sha256"] for about in self.own_files().values())
-
     def to_toml(self) -> str:
-        """Every key with its value, method fields included: a file that runs this again."""
-        table = self.model_dump()
+        """Every key with its value, method fields included, and what a run records: a file that runs this again."""
+        text = tomli_w.dumps(self._table() | recorded(self))
+        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+            raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
+        return text
+
+    def _table(self) -> Table:
+        table = self.model_dump(exclude={"rates", "own_methods"})
         table["method"] = {
             name: ({} if name in registry() else {"variant_of": base_of(name, self.method)}) | asdict(method)
             for name, method in self.build_methods().items()
         }
-        table["own_methods"] = self.own_files()
-        if not table["own_methods"]:
-            del table["own_methods"]
-        text = tomli_w.dumps(table)
-        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
-            raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
-        return text
+        for name in filter(partial(is_open, self), table["method"]):
+            del table["method"][name]["lr"]
+        return table
 
 
 def valid_keys(model: type[BaseModel] = Config, section: str = "") -> dict[str, list[str]]:
@@ -339,11 +337,11 @@ def validate(table: Table, own: bool = False) -> Config:
     Raises:
         UserError: one line that names the first wrong key.
     """
-    config = check_sections(table)
+    config = check_sections(with_preset(table))
     if own:
-        find_again({name: about.model_dump() for name, about in config.own_methods.items()})
-    config = fill_in(config)
+        find_again(config.own_methods)
     config.to_toml()
+    check_tuning(config)
     return config
 
 
@@ -365,17 +363,6 @@ def check_sections(table: Table) -> Config:
         raise UserError(explain(error, "", valid_keys() | methods)) from error
 
 
-def fill_in(config: Config) -> Config:
-    """What the preset decides outside of the methods, where it was left open."""
-    changed = {}
-    for name, keys in sections_of(resolve_preset(config.preset, config.model.checkpoint)).items():
-        section = getattr(config, name)
-        changed[name] = section.model_copy(
-            update={key: value for key, value in keys.items() if key not in section.model_fields_set}
-        )
-    return config.model_copy(update=changed)
-
-
 def read_table(path: Path) -> Table:
     """A TOML file as a dictionary."""
     try:
@@ -390,16 +377,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """A file (the embedded demo where there is none) with overrides on top."""
     if path:
         return overridden(read_table(path), overrides, own=True)
-    table = tomllib.loads(files("feddlp").joinpath("assets/demo.toml").read_text("utf-8"))
     asked = [text.strip() for key, _, text in (word.partition("=") for word in overrides) if key.strip() == "preset"]
-    for section, keys in sections_of(asked[-1] if asked else "auto").items():
-        for key in keys:  # a preset that was asked for counts more than the demo
-            table[section].pop(key, None)
-    return overridden(table, overrides)
+    return overridden(demo(asked[-1] if asked else "auto"), overrides)
 
 
 def overridden(table: Table, overrides: Sequence[str], own: bool = False) -> Config:
     """A checked configuration, with overrides on top; own as in `validate`."""
     for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
         apply_override(table, override)
+    if overrides:
+        table.pop("rates", None)  # what was tuned, was tuned for the configuration as it was
     return validate(table, own)

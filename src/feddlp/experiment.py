@@ -15,7 +15,9 @@ from feddlp.federation.rounds import Clients, Federation
 from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
+from feddlp.provenance import code_of, learning_rates, own_methods
 from feddlp.records import ROSTER, TAKEN, RunFolder, environment
+from feddlp.report.rates import described
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -101,7 +103,11 @@ def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: H
 def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
     config = entry.config
-    fingerprints = {"configuration": config.fingerprint(), "code": config.code(), **materials.fingerprints}
+    fingerprints = {
+        "configuration": config.fingerprint(),
+        "code": code_of(own_methods(config)),
+        **materials.fingerprints,
+    }
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.write_partition(materials.partition)
     entry.folder.write_left_out(materials.left_out)
@@ -111,9 +117,20 @@ def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
 def execute(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Bring a run folder to its end, from wherever it stands."""
     with entry.folder.locked():
+        if entry.config.tune:
+            from feddlp.tuning import tune  # which plays its trials as this module does
+
+            entry = tune(entry, materials, reporter)
         open_folder(entry, materials, reporter)
+        say_rates(entry.config, reporter)
         for name in entry.config.methods:
             play([entry], name, materials, reporter)
+
+
+def say_rates(config: Config, reporter: preparation.Reporter) -> None:
+    """Which learning rates a run has, and where they come from."""
+    if rates := {name: rate.model_dump() for name, rate in learning_rates(config).items()}:
+        reporter.note(described(rates))
 
 
 def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], reporter: Reporter) -> None:

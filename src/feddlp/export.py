@@ -122,7 +122,7 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         backbone=folder.read_environment().get("backbone", ""),
         class_names=class_names,
         template=template,
-        data=without_folders(config.data.dataset),
+        data=data_of(folder, config),
         method=model.method,
         client=model.client,
         client_name=(names_of(folder) or [""] * config.data.clients)[model.client],
@@ -130,6 +130,12 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         round=model.round,
         adapter=model.which,
     )
+
+
+def data_of(folder: RunFolder, config: Config) -> str:
+    """What the model learnt from, as it may be told."""
+    own = (folder.read_partition() or {}).get("own_data")
+    return "the sites' own images" if own else without_folders(config.data.dataset)
 
 
 def without_folders(dataset: str) -> str:

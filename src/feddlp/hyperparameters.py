@@ -50,6 +50,22 @@ def asset(name: str) -> Table:
     return tomllib.loads(files("feddlp").joinpath(f"assets/{name}").read_text("utf-8"))
 
 
+def with_preset(table: Table) -> Table:
+    """A configuration with what its preset decides outside of the methods, where it leaves that open."""
+    found = sections_of(str(table.get("preset")))
+    return table | {
+        section: keys | own for section, keys in found.items() if isinstance(own := table.get(section, {}), dict)
+    }
+
+
+def demo(preset: str) -> Table:
+    """The demo's configuration, less what the preset decides."""
+    found = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in asset("demo.toml").items()}
+    for section, keys in sections_of(preset).items():
+        found[section] = {key: value for key, value in found[section].items() if key not in keys}
+    return found
+
+
 def variants() -> dict[str, Table]:
     """The named variants that come with the package."""
     return asset("variants.toml")
@@ -123,6 +139,23 @@ def preset_fields(setting: Setting, name: str, method: str) -> Table:
         if row == "feddlp" and "kd_weight" in source:
             found["kd_weight"] = source["kd_weight"][column]
     return found
+
+
+def source_of(name: str, method: Method, tables: Mapping[str, Any], setting: Setting, data: str) -> tuple[str, bool]:
+    """Where a learning rate comes from, in words, and whether it was chosen on validation data of these images."""
+    base = base_of(name, tables)
+    published = asset("presets.toml")["published"]["text" if setting.adapt == "text" else "image"]
+    row = asset("presets.toml")["same_rates"].get(base, base)
+    rate = preset_fields(setting, name, base).get("lr")
+    if method.lr != (options_model(base).model_fields["lr"].default if rate is None else rate):
+        return "as configured", False
+    if rate is None:
+        return "the method's default", False
+    if setting.preset == "tuned":
+        return "preset tuned: chosen for tiny-clip on the digits", data == "digits" and setting.adapt != "both"
+    if {name, row} & published.get(setting.known_as, {}).keys():
+        return f"preset {setting.preset}: published for {setting.known_as}", False
+    return f"preset {setting.preset}: a middle of those published for other data", False
 
 
 @cache

@@ -111,18 +111,20 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
         inputs = frozen_features(backbone, source, dataset, inputs, reporter).to(backbone.device)
     members, late = who_joins_late(config)
     labels = among(class_names, source.class_names)[dataset.labels].to(backbone.device)
-    partition = {
+    partition: dict[str, Any] = {
         "class_names": list(class_names),
         "template": template,
         "clients": class_counts(splits, labels.cpu().numpy(), len(class_names)),
         "newcomers": late,
     }
+    data = replace(client_data(inputs, labels, splits, members), ids=tuple(ids or members))
     if config.data.partition == "natural":
-        partition["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
+        names = partition["client_names"] = [dataset.clients[int(split.train[0])] for split in splits]
+        data = replace(data, names=dict(zip(ids or range(len(names)), names, strict=True)))
     return Materials(
         backbone=backbone,
         prompts=encoded,
-        data=replace(client_data(inputs, labels, splits, members), ids=tuple(ids or members)),
+        data=data,
         newcomers=client_data(inputs, labels, splits, late) if late else None,
         partition=partition,
         fingerprints={"data": dataset.fingerprint(), "backbone": backbone.fingerprint()},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from feddlp.names import csv_text, printable
 from feddlp.progress import Console
 from feddlp.records import TAKEN, RunFolder
 from feddlp.report.paper_forms import PaperTable, Which, text
+from feddlp.report.rates import described
 from feddlp.report.sweeps import read_result, summarise_choices, sweep_csv, sweep_tables
 from feddlp.report.tables import comparison, newcomers_table, summarise
 
@@ -36,11 +40,24 @@ def print_run(folder: RunFolder, console: Console) -> None:
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     console.print(*comparison(summarise(rows), str(folder.path)), crop=False)
+    if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
+        console.print(f"{described(rates)}.", soft_wrap=True)
     if newcomers := folder.read_newcomers():
         console.print(newcomers_table(newcomers), crop=False)
+    if names := names_of_clients(folder):
+        console.print(f"Clients: {names}.", soft_wrap=True)
     if lack := unfinished(folder):
         console.print(f"Unfinished {lack}.")
         console.print(f"Go on with: feddlp resume {folder.path}", soft_wrap=True)
+
+
+def names_of_clients(folder: RunFolder) -> str:
+    """The clients that have names, by their numbers."""
+    if not folder.clients.is_file():
+        return ""
+    rows = csv.DictReader(io.StringIO(folder.clients.read_text(encoding="utf-8")))
+    names = {int(row["client"]): row["name"] for row in rows if row.get("name")}
+    return ", ".join(f"{client} ({name})" for client, name in sorted(names.items()))
 
 
 def unfinished(folder: RunFolder) -> str:

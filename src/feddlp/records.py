@@ -49,7 +49,7 @@ TAKEN = "taken"  # in environment.json: from which node's folder the models came
 ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
 STATE_KEYS = {"format", "round", "wave", "file", "sha256", "records", "clients"}
 CLIENT_COLUMNS = (
-    "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples",
+    "method", "seed", "round", "client", "name", "train_samples", "validation_samples", "test_samples",
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
     "participated", "reported", "bytes_down", "bytes_up",
 )  # fmt: skip

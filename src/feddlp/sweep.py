@@ -32,6 +32,7 @@ from feddlp.experiment import Entry, Reporter, open_folder, play
 from feddlp.files import write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
+from feddlp.provenance import Rate, code_of, own_methods
 from feddlp.records import RunFolder
 from feddlp.report.sweeps import is_sweep, read_result
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
@@ -63,8 +64,8 @@ def open_run(config: Config, tuning: bool = False) -> RunFolder:
     if not (path / "config.toml").exists():
         return RunFolder(path)
     found = validate(read_table(path / "config.toml"))
-    code = " ".join(about.sha256 for about in found.own_methods.values())
-    if (*identity(found), code) != (*identity(config), config.code()):
+    same_code = code_of(found.own_methods) == code_of(own_methods(config))
+    if identity(found) != identity(config) or not same_code:
         raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
         raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")
@@ -109,9 +110,11 @@ class Runner:
 
     def _method(self, index: int, method: str, materials: Lazy) -> dict[str, Any]:
         """One method in one setting: tuned, run, summed up."""
-        trial, scores = self._tune(index, method, materials)
+        trial, scores = self.tune(index, method, materials)
         jobs = [Job(index, method, trial, seed, None) for seed in self.seeds(method)]
         self._play(jobs, materials)
+        for job in jobs:
+            self._record_rate(job_config(self.sweep, job), trial, scores)
         return self._summary(self.sweep.settings()[index], method, trial, scores, jobs)
 
     def seeds(self, method: str) -> list[int]:
@@ -122,7 +125,7 @@ class Runner:
         job = Job(setting, self.sweep.methods[0], self.sweep.trials(self.sweep.methods[0])[0], 0, None)
         return preparation.prepare(job_config(self.sweep, job), self.reporter)
 
-    def _tune(self, setting: int, method: str, materials: Lazy) -> tuple[Trial, dict[str, float | None]]:
+    def tune(self, setting: int, method: str, materials: Lazy) -> tuple[Trial, dict[str, float | None]]:
         """The trial with the best validation accuracy, and the score of each; the first wins a tie."""
         trials = self.sweep.trials(method)
         if len(trials) == 1:
@@ -145,6 +148,31 @@ class Runner:
         """The fields whose chosen value is the smallest or largest that was tried."""
         grid = self.sweep.tune.grid
         return [name for name, value in chosen if len(grid[name]) > 2 and value in (min(grid[name]), max(grid[name]))]
+
+    def _record_rate(self, config: Config, trial: Trial, scores: Mapping[str, float | None]) -> None:
+        """Write into a run's configuration that its learning rate was tuned, where it was."""
+        (name,) = config.methods
+        if not (rate := self.rate(name, trial, scores)) or str(path := run_path(config)) in self.failed:
+            return
+        found = validate(read_table(path / "config.toml"))
+        if found.rates.get(name) != rate:
+            told = found.model_copy(update={"rates": {name: rate}})
+            write_atomically(path / "config.toml", told.to_toml().encode())
+
+    def rate(self, method: str, trial: Trial, scores: Mapping[str, float | None]) -> Rate | None:
+        """The chosen learning rate and what it was chosen from; None where none was."""
+        if len(scores) < 2 or "lr" not in dict(trial):
+            return None
+        tried = [dict(trial)["lr"] for trial in self.sweep.trials(method)]
+        known = [(lr, score) for lr, score in zip(tried, scores.values(), strict=True) if score is not None]
+        return Rate(
+            lr=dict(trial)["lr"],
+            source=f"chosen on validation data from {len(self.sweep.tune.grid['lr'])} rates, the same for every method",
+            tuned=True,
+            edge="lr" in self._edges(method, trial),
+            grid=[lr for lr, _ in known],
+            scores=[score for _, score in known],
+        )
 
     def _validation(self, jobs: Sequence[Job]) -> float | None:
         """Mean pooled validation accuracy over the last rounds and the tuning seeds, in %; None where a run failed."""

@@ -21,7 +21,7 @@ from feddlp.methods import registry
 Trial = tuple[tuple[str, float], ...]
 """A point of the grid: (field, value) pairs; empty where there is nothing to choose."""
 
-OWN = ("methods", "seed", "name", "runs_dir")
+OWN = ("methods", "seed", "name", "runs_dir", "tune")
 """Keys of a run that the sweep itself sets."""
 
 

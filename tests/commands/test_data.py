@@ -73,7 +73,7 @@ def test_a_run_stops_at_a_bad_image_or_leaves_it_out_and_lists_it(photos, tmp_pa
     assert sum(sum(counts) for client in partition["clients"] for counts in client.values()) == 21
 
 
-def test_natural_clients_are_named_in_the_record(photos, tmp_path, monkeypatch):
+def test_natural_clients_are_named_in_the_record(photos, tmp_path, monkeypatch, capsys):
     owners = ["ann", "bob", "cid"]
     rows = [f"{name}/{number}.png,{name},{owners[number % 3]}" for number in range(9) for name in ("cat", "dog")]
     for row in rows:
@@ -82,3 +82,8 @@ def test_natural_clients_are_named_in_the_record(photos, tmp_path, monkeypatch):
     words = [f"data.dataset=csv:{photos / 't.csv'}", "data.partition=natural", "methods=zero_shot", "name=own"]
     assert feddlp(monkeypatch, "run", *words, "data.clients=3", f"runs_dir={tmp_path}") == 0
     assert json.loads((tmp_path / "own" / "partition.json").read_text())["client_names"] == owners
+    table = [line.split(",")[3:5] for line in (tmp_path / "own" / "clients.csv").read_text().splitlines()]
+    assert table == [["client", "name"], ["0", "ann"], ["1", "bob"], ["2", "cid"]]
+    capsys.readouterr()
+    assert feddlp(monkeypatch, "show", str(tmp_path / "own")) == 0
+    assert "Clients: 0 (ann), 1 (bob), 2 (cid)." in capsys.readouterr().out

@@ -18,8 +18,9 @@ LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn
 SITES = [*(f"vision_model.encoder.layers.{n}.{leaf}" for n in range(2) for leaf in LEAVES), "visual_projection"]
 RANK = 4
 COLUMNS = (
-    "method", "seed", "round", "client", "train_samples", "validation_samples", "test_samples", "validation_correct",
-    "test_correct", "test_accuracy", "train_loss", "active_ranks", "participated", "reported", "bytes_down", "bytes_up",
+    "method", "seed", "round", "client", "name", "train_samples", "validation_samples", "test_samples",
+    "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks", "participated", "reported",
+    "bytes_down", "bytes_up",
 )  # fmt: skip
 ADAPTERS: dict[str, dict[str, int]] = {
     "zero_shot": {}, "local": {"adapter": 18880}, "flora": {"adapter": 18880},
@@ -86,7 +87,14 @@ def partition(clients: int, class_names: Sequence[str], newcomers: Sequence[int]
 
 def ranks_row(method: str, seed: int, round: int, clients: int, sites: Sequence[str]) -> dict[str, Any]:
     active = {s: [max(0, RANK - (round + i + k) % 6) for k in range(clients)] for i, s in enumerate(sites)}
-    return {"method": method, "seed": seed, "round": round, "active": active, "ranks": dict.fromkeys(sites, RANK)}
+    return {
+        "method": method,
+        "seed": seed,
+        "round": round,
+        "clients": list(range(clients)),
+        "active": active,
+        "ranks": dict.fromkeys(sites, RANK),
+    }
 
 
 def newcomers_row(method: str, seed: int) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def test_rows_of_a_round_that_was_not_finished_do_not_count(tmp_path):
     assert run.ranks["feddlp", 0]["active"]["a"] == [1, 2]
 
 
-def test_older_lines_tell_of_everybody():
-    row = {"active": {"a": [1, 2]}, "ranks": {"a": 4}}
-    assert carried(None, row, [0, 1]) == row
+def test_counts_stay_with_their_clients_whoever_is_absent_and_in_whatever_order():
+    """A row's "clients" says whose the counts are, after any lines that told of any of them."""
+    before = carried(None, {"clients": [7, 2], "active": {"a": [70, 20]}, "ranks": {"a": 99}}, [])
+    after = carried(before, {"clients": [5, 2], "active": {"a": [50, 21]}, "ranks": {"a": 99}}, [9])
+    assert dict(zip(after["clients"], after["active"]["a"], strict=True)) == {2: 21, 5: 50, 7: 70, 9: 99}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from collections.abc import Callable
@@ -350,3 +351,38 @@ def test_moving_a_run_changes_only_its_name_on_the_page(tmp_path):
     before = render([run])
     moved = RunFolder(Path(shutil.move(run.path, tmp_path / "NEW")))
     assert render([moved]).replace("NEW", "OLD") == before
+
+
+# Clients by number and name
+
+
+def renamed(run, names, order):
+    """The run's records under other client numbers, with names."""
+    table = list(csv.DictReader(run.clients.read_text().splitlines()))
+    for row in table:
+        row["client"] = str(order[int(row["client"])])
+        row["name"] = names.get(int(row["client"]), "")
+    table.sort(key=lambda row: (int(row["round"]), int(row["client"])))
+    with run.clients.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    rows = run.read_ranks()
+    lines(run.ranks, [{**row, "clients": [order[client] for client in row["clients"]]} for row in rows])
+    return run
+
+
+def test_permuted_and_absent_clients_keep_their_labels_and_their_names(tmp_path):
+    """Of six clients two never came: 5, 1, 3 and 0 have what 0, 1, 2 and 3 have in another run."""
+    order, names = {0: 5, 1: 1, 2: 3, 3: 0}, {5: "ward <5>", 1: "ward 1"}
+    runs = make_run(tmp_path, "plain"), renamed(make_run(tmp_path, "other"), names, order)
+    plain, other = (Page(render([run])) for run in runs)
+    labels = {str(old): f"{new} ({names[new]})" if new in names else str(new) for old, new in order.items()}
+    for name in ("s1-ranks-3-data", "s1-client-dots-data"):
+        before, after = plain.table(name), other.table(name)
+        assert after == {
+            labels.get(row, row): {labels.get(key, key): cell for key, cell in cells.items()}
+            for row, cells in before.items()
+        }
+    partition = other.table("s1-partition-map-data")
+    assert list(partition) == ["client 0", "client 1 (ward 1)", "client 2", "client 3"]

@@ -125,8 +125,8 @@ def node(
     clients: Annotated[str, typer.Option(help="The clients whose images lie here: 3, 0-4 or 0-2,7.")],
     state_dir: Annotated[Path, typer.Option(help="Where their private adapters are kept.")],
     data: Annotated[str, typer.Option(help="Their images, as data.dataset: folder:PATH, clients:PATH, ...")] = "",
-    name: Annotated[str, typer.Option(help="What the records call this node; its key is DIR/NAME.key.")] = "",
-    checkpoint: Annotated[str, typer.Option(help="The model, if it lies elsewhere than the configuration says.")] = "",
+    name: Annotated[str, typer.Option(help="What records call it and its clients; its key is DIR/NAME.key.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="The frozen model here: a folder or a hub name.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     tell_classes: Annotated[
         bool, typer.Option("--tell-classes", help="Tell the server how many images of which class there are.")
@@ -146,10 +146,11 @@ def node(
 
     \b
     feddlp federate node --link fl.example.org:8000 --keys keys --name hospital-a \\
-        --clients 0 --data folder:/data/images --state-dir /var/lib/feddlp
+        --clients 0 --data folder:/data/images --checkpoint /models/clip --state-dir /var/lib/feddlp
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines, processes
+        from feddlp.federation.flower.keys import parse_address
     from feddlp.records import held_alone
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
@@ -159,10 +160,8 @@ def node(
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
     hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
     with held_alone(state_dir.absolute(), "node.lock"):
-        log = place / f"node-{port}.log"
-        print_at_once(f"feddlp: node for {link}; Flower's log is {log}")
-        if not machines.answers(link):
-            print_at_once(f"feddlp: nobody answers on {link} yet; the node tries on")
+        log, there = place / f"node-{port}.log", processes.answers(*parse_address(link, "--link"))
+        print_at_once(f"feddlp: {link} {'answers' if there else 'does not answer yet'}; Flower's log is {log}")
         processes.keep_running(
             lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"), command, variables, log, verbose
         )
@@ -192,23 +191,26 @@ def take(
 @app.command()
 def register(
     key: Annotated[Path, typer.Argument(metavar="NAME.pub", help="A node's public key.")],
+    clients: Annotated[str, typer.Option(help="The clients that it may hold, and no others: 3, 0-4 or 0-2,7.")],
     link: Link = ADDRESS,
     keys: Keys = None,
     place: Place = PLACE,
     debug: Debug = False,
 ) -> None:
-    """Let a node in: tell the SuperLink its public key; on the server's machine.
+    """Let a node in: tell the SuperLink its public key and clients; on the server's machine, with the link's --place.
 
     \b
-    feddlp federate register hospital-a.pub --keys keys
+    feddlp federate register hospital-a.pub --clients 0 --keys keys
     """
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines
+        from feddlp.federation.flower.settings import parse_clients, spell
 
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
-    number = machines.control(link, machines.trust(link, keys, False), place).register(key)
-    print(f"{key.stem} may join; to put it out again: feddlp federate unregister {number}")
+    held = parse_clients(clients, "--clients ")
+    number = machines.control(link, machines.trust(link, keys, False), place).register(key, held)
+    print(f"{key.stem} may join with clients {spell(held)}; to put it out again: feddlp federate unregister {number}")
 
 
 @app.command()

@@ -33,6 +33,7 @@ def run(
     feddlp run methods=feddlp training.rounds=5      the demo, changed
     feddlp run data.dataset=folder:photos            your images, one sub-folder per class
     feddlp run my.toml seed=1 method.lr=1e-4         your configuration, two keys changed
+    feddlp run my.toml tune=true                     learning rates first: a sweep of one seed, on validation data
     """
     quiet_libraries()
     from feddlp import experiment

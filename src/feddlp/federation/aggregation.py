@@ -31,6 +31,15 @@ def as_weights(weights: Tensor, leaf: Tensor) -> Tensor:
     return weights.to("cpu", torch.float64).to(leaf.device)
 
 
+def capped(weights: Tensor, share: float) -> Tensor:
+    """The largest weights cut to one value, so that none is more than a share of all; two clients keep theirs. [W]"""
+    if share == 1 or len(weights) < 3:
+        return weights
+    rest = weights.double().sort().values.cumsum(0).flip(0)  # without the 0, 1, 2, ... largest
+    left = 1 - share * torch.arange(len(weights))
+    return weights.double().clamp(max=(share * rest / left)[left > 0].min())
+
+
 class WeightedMean:
     """FedAvg (McMahan et al. 2017): sum_k w_k theta_k / sum_k w_k, each leaf by itself.
 

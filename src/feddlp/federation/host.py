@@ -10,7 +10,7 @@ scored is the model that a client would use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from torch import Tensor
 from feddlp.config import TrainingConfig
 from feddlp.data.batches import Batch, ClientData
 from feddlp.data.prompts import Prompts
+from feddlp.errors import UserError
 from feddlp.federation.clients import ClientStore, Part, gather, pack
 from feddlp.federation.participation import count_joining
 from feddlp.federation.results import Found
@@ -41,6 +42,7 @@ class FederatedData:
     train: ClientData
     validation: ClientData
     test: ClientData
+    names: Mapping[int, str] = field(default_factory=dict, kw_only=True)  # of clients that have any
 
     def select(self, rows: Sequence[int]) -> FederatedData:
         """The data of some of the clients, in the given order; repeats are welcome."""
@@ -56,6 +58,7 @@ class Roster:
     train: Tensor
     validation: Tensor
     test: Tensor
+    names: dict[int, str] = field(default_factory=dict, kw_only=True)  # of clients that have any
 
 
 class Lane(NamedTuple):
@@ -92,6 +95,8 @@ class Host:
         folders: where each lane's clients may wait between rounds; in memory where left out.
     """
 
+    max_share = 1.0  # of the weight in an average: here nobody's number of samples is in doubt
+
     def __init__(
         self,
         lanes: Sequence[Lane],
@@ -109,7 +114,9 @@ class Host:
 
     @property
     def roster(self) -> Roster:
-        return Roster(self.data.ids, self.data.train.sizes(), self.data.validation.sizes(), self.data.test.sizes())
+        data = self.data
+        sizes = (part.sizes() for part in (data.train, data.validation, data.test))
+        return Roster(data.ids, *sizes, names=dict(data.names))
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -161,6 +168,7 @@ class Host:
         if diagnostics:
             diagnostics["predicted"] = correct["test"]
         uploads, bytes_up = cohort.upload(), cohort.payload()
+        check_finite(cohort, losses, uploads, order.round)
         cohort.compact()
         self._keep(cohort, wave, f"round-{order.round + 1:04d}-{number}.safetensors")
         return Report(Found(*wave, losses, diagnostics, correct, active(cohort), bytes_down, bytes_up), uploads)
@@ -243,6 +251,20 @@ class Host:
             parts = {"validation": self.data.validation, "test": self.data.test}
             correct = {part: anyone.correct_for_all(samples, EVALUATION_BATCH) for part, samples in parts.items()}
             yield Wave(torch.full_like(rows, lane), rows), correct
+
+
+def check_finite(cohort: Cohort, losses: Mapping[str, Tensor], uploads: Mapping[str, Theta], round: int) -> None:
+    """Raises UserError where a number that a client keeps, reports or sends is NaN or infinite."""
+    moments = [moment for optimizer in cohort.optimizers.values() for moment in (optimizer.m, optimizer.v)]
+    leaves = [leaf for thetas in (cohort.theta, uploads) for theta in thetas.values() for leaf in theta.values()]
+    numbers = (torch.zeros(len(cohort.slots)), *losses.values(), *moments, *leaves)
+    finite = torch.stack([value.isfinite()[:, None].flatten(1).all(1).cpu() for value in numbers]).all(0)
+    for slot, well in zip(cohort.slots, finite.tolist(), strict=True):
+        if not well:
+            raise UserError(
+                f"{type(slot.method).__name__}, round {round + 1}: client {slot.client} diverged to NaN or infinity; "
+                "nothing of this round is kept; begin a new run with a smaller learning rate (method.lr)"
+            )
 
 
 def score(cohort: Cohort, data: FederatedData) -> dict[str, Tensor]:

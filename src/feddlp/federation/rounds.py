@@ -19,7 +19,7 @@ from torch import Tensor
 
 from feddlp.config import TrainingConfig
 from feddlp.errors import UserError
-from feddlp.federation.aggregation import Average, Server
+from feddlp.federation.aggregation import Average, Server, capped
 from feddlp.federation.host import Lane, Order, Report, Roster
 from feddlp.federation.participation import draw
 from feddlp.federation.results import NOBODY, Found, Known, RoundResult, join
@@ -36,6 +36,8 @@ def planned_rounds(method: Method, rounds: int) -> int:
 
 class Clients(Protocol):
     """The clients of a federation: a `Host` in this process, or many on other machines."""
+
+    max_share: float  # largest share of one client in an average; 1 = any
 
     @property
     def roster(self) -> Roster: ...
@@ -139,7 +141,7 @@ class Federation:
                 chosen = ((found.lanes == lane) & reported).nonzero()[:, 0]
                 if len(chosen):
                     arrived = {leaf: value[chosen.to(value.device)] for leaf, value in theta.items()}
-                    average[name].add(arrived, weights[chosen])
+                    average[name].add(arrived, capped(weights[chosen], self.clients.max_share))
 
     def score_start(self) -> list[RoundResult]:
         """Before the first round of those in which some sit out, score all clients as they begin, and keep none."""
@@ -201,13 +203,13 @@ def check_exchange(method: Method, name: str, theta: Theta, sent: Theta) -> None
         average = method.average()
         average.add(sent, torch.ones(2))
         taken = method.take(name, theta, average.result())
+        wrong = [leaf for leaf, value in taken.items() if leaf not in theta or value.shape != theta[leaf].shape]
     except Exception as error:  # whatever the code of the method raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{told} cannot be averaged and taken back ({reason}); correct send or take") from error
-    for leaf, value in taken.items():
-        if leaf not in theta or value.shape != theta[leaf].shape:
-            due = f"not {list(theta[leaf].shape[1:])}" if leaf in theta else "and the adapter has no such leaf"
-            raise UserError(f"{told} comes back as {leaf} {list(value.shape[1:])}, {due}; let take undo what send does")
+    if wrong:
+        shape = list(taken[wrong[0]].shape[1:])
+        raise UserError(f"{told} comes back as {wrong[0]} {shape}, which the adapter has not; let take undo send")
 
 
 def ranks_at_start(method: Method, sites: Mapping[str, Site]) -> dict[str, int]:

@@ -96,6 +96,7 @@ def client_rows(name: str, lane: int, federation: Federation, result: RoundResul
                 "seed": federation.lanes[lane].seed,
                 "round": result.round,
                 "client": roster.ids[k],
+                "name": roster.names.get(roster.ids[k], ""),
                 **{f"{part}_samples": int(counts[k]) for part, counts in sizes.items()},
                 "validation_correct": int(result.validation_correct[k]),
                 "test_correct": correct,

@@ -14,6 +14,7 @@ has stepped. So the freezing rule (paper §V-D) needs no code, and the order of 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -127,6 +128,11 @@ class Method(ABC):
     def ce(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy under the method's objective. [K, B, C] -> [K]"""
         return cross_entropy(logits, batch, self.objective)
+
+    @property
+    def longest_step(self) -> float:
+        """The most that Adam moves a number, in learning rates: the root of the largest ratio of weights in m and v."""
+        return math.sqrt((1 - self.beta1) / (1 - self.beta2)) if self.beta1 <= self.beta2 else math.inf
 
     def optimizer_options(self) -> dict[str, Any]:
         """Keyword arguments of `training.optim.AdamW`."""

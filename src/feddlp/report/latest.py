@@ -1,7 +1,4 @@
-"""What is known of every client after a method's last round: a round's records tell of who took part in it only.
-
-Records of older versions tell of all clients in every round, and are read alike.
-"""
+"""What is known of every client after a method's last round: a round's records tell of who took part in it only."""
 
 from __future__ import annotations
 
@@ -34,22 +31,20 @@ def last_ranks(
     for row in lines:
         key = row["method"], row["seed"]
         if key in rows and row["round"] <= rows[key][-1]["round"]:
-            everybody = [int(client["client"]) for client in clients.get(key, ())]
-            found[key] = carried(found.get(key), row, everybody or row.get("clients", []))
+            everybody = {int(client["client"]) for client in clients.get(key, ())}
+            found[key] = carried(found.get(key), row, everybody)
     return found
 
 
-def carried(before: Row | None, row: Row, everybody: Sequence[int]) -> Row:
-    """A line of ranks.jsonl, filled up with what was known before; older lines tell of all clients."""
-    if "clients" not in row:
-        return row
-    place = {client: k for k, client in enumerate(everybody)}
+def carried(before: Row | None, row: Row, everybody: Iterable[int]) -> Row:
+    """A line of ranks.jsonl, filled up with what was known before; "clients" says whose the counts are."""
+    clients = sorted({*everybody, *row["clients"], *(before["clients"] if before else ())})
     active = {}
     for site, counts in row["active"].items():
-        active[site] = list(before["active"][site]) if before else [row["ranks"][site]] * len(everybody)
-        for client, count in zip(row["clients"], counts, strict=True):
-            active[site][place[client]] = count
-    return {**row, "active": active}
+        known = dict(zip(before["clients"], before["active"][site], strict=True)) if before else {}
+        known |= dict(zip(row["clients"], counts, strict=True))
+        active[site] = [known.get(client, row["ranks"][site]) for client in clients]
+    return {**row, "clients": clients, "active": active}
 
 
 def integer(text: str | None) -> int:

@@ -30,14 +30,14 @@ def partition(setting: Setting, prefix: str, styles: Styles) -> Section:
     found = setting.partition
     has_any = found and found.get("clients") and found.get("class_names")
     text = "The partition is not recorded in these runs."
-    block: Block = partition_figure(found, prefix) if found and has_any else Missing(text)
+    block: Block = partition_figure(setting, found, prefix) if found and has_any else Missing(text)
     return Section(f"{prefix}-partition", "Who holds which images", lead, (block,))
 
 
-def partition_figure(found: Mapping[str, Any], prefix: str) -> Figure:
+def partition_figure(setting: Setting, found: Mapping[str, Any], prefix: str) -> Figure:
     clients, classes = found["clients"][:MOST], found["class_names"][:MOST]
     newcomers = set(found.get("newcomers") or [])
-    names = [f"client {k}" + (" (new)" if k in newcomers else "") for k in range(len(clients))]
+    names = [f"client {setting.label(k)}" + (" (new)" if k in newcomers else "") for k in range(len(clients))]
     counts = [[*client["train"][:MOST], *[0] * (len(classes) - len(client["train"]))] for client in clients]
     levels = plots.scale(max((value for row in counts for value in row), default=0))
     name = f"{prefix}-partition-map"
@@ -76,8 +76,9 @@ def ranks(setting: Setting, prefix: str, styles: Styles) -> Section:
     curves = [curve for curve in measures.rank_curves(setting) if curve.points]
     if not curves:
         return Section(f"{prefix}-ranks", "Active ranks", lead, (Missing("No method in this setting has gates."),))
-    maps = [rank_block(tracks, f"{prefix}-ranks-{place}") for place, tracks in enumerate(setting.tracks.values())
-            if any(track.last.get("gates") for track in tracks)]  # fmt: skip
+    gated = {place: tracks for place, tracks in enumerate(setting.tracks.values())
+             if any(track.last.get("gates") for track in tracks)}  # fmt: skip
+    maps = [rank_block(setting, tracks, f"{prefix}-ranks-{place}") for place, tracks in gated.items()]
     return Section(f"{prefix}-ranks", "Active ranks", lead, (rank_lines(curves, prefix, styles), *maps))
 
 
@@ -90,26 +91,25 @@ def rank_lines(curves: Sequence[measures.Curve], prefix: str, styles: Styles) ->
     return Figure(name, text, Markup(svg), data, line_legend(curves, styles), wide=True)
 
 
-def rank_block(tracks: Sequence[Track], name: str) -> Block:
+def rank_block(setting: Setting, tracks: Sequence[Track], name: str) -> Block:
     """The map of one method, of its first seed that has one."""
     track = next((track for track in tracks if (track.run.ranks.get(track.key) or {}).get("active")), None)
     if track is None:
         return Missing(f"{tracks[0].method}: active ranks by layer are not recorded (no ranks.jsonl).")
     row = track.run.ranks[track.key]
+    labels = [setting.label(client) for client in row["clients"][:MOST]]
+    return rank_map(track, row, labels, name, too_many(row, len(row["clients"])))
+
+
+def rank_map(track: Track, row: Mapping[str, Any], labels: Sequence[str], name: str, note: str) -> Figure:
     sites = list(row["active"])[:MOST_SITES]
-    clients = max(len(row["active"][site]) for site in sites)
-    return rank_map(track, row, sites, min(clients, MOST), name, too_many(row, clients))
-
-
-def rank_map(track: Track, row: Mapping[str, Any], sites: Sequence[str], clients: int, name: str, note: str) -> Figure:
-    counts = [list(row["active"][site][:clients]) for site in sites]
+    counts = [list(row["active"][site][:MOST]) for site in sites]
     totals = row.get("ranks") or {}
     levels = plots.scale(max([*totals.values(), *(value for line in counts for value in line), 1]), geometric=False)
-    numbers = [str(client) for client in range(clients)]
     short = [site_name(site) for site in sites]
-    svg = plots.heat_map(counts, short, numbers, levels, ("", "client"), name, f"{name}-caption")
+    svg = plots.heat_map(counts, short, labels, levels, ("", "client"), name, f"{name}-caption")
     rows = [[site, str(totals.get(site, ABSENT)), *map(str, line)] for site, line in zip(sites, counts, strict=True)]
-    data = Table(f"{name}-data", "Active ranks by layer and client", ("Layer", "Ranks", *numbers), rows)
+    data = Table(f"{name}-data", "Active ranks by layer and client", ("Layer", "Ranks", *labels), rows)
     text = f"{track.method}: active ranks by layer and client after round {track.last['round']}, seed {track.seed}. "
     legend = scale_legend(levels, "active")
     return Figure(name, (text + note).strip(), Markup(svg), data, legend, wide=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from feddlp.files import MIB
 from feddlp.report.latest import Row
+from feddlp.report.rates import caveat
 from feddlp.report.readings import Measure, accuracy, measure, picked, shown
 from feddlp.report.series import Setting, Track, number
 
@@ -38,13 +39,6 @@ def final_accuracy(tracks: Sequence[Track]) -> Measure | None:
 
 def chosen_accuracy(tracks: Sequence[Track]) -> Measure | None:
     return measure(accuracy(picked(track.rows).validation_chosen, "test") for track in tracks)
-
-
-def sent_parameters(row: Row) -> int | None:
-    """Also from rows that named the adapters that travel instead of counting them."""
-    if "parameters_sent" in row:
-        return int(row["parameters_sent"])
-    return sum(row["parameters"][name] for name in row["shared"]) if "shared" in row else None
 
 
 def sent_mib(rows: Sequence[Row]) -> float | None:
@@ -152,13 +146,19 @@ def finding(setting: Setting) -> list[str]:
     order = sorted(finals, key=lambda method: -finals[method].mean)
     first, top = order[0], finals[order[0]]
     if len(order) == 1:
-        return [f"{first} ends at {phrase(top)}. No other method was run in this setting."]
+        return with_caveat([f"{first} ends at {phrase(top)}.", "No other method was run in this setting."], setting)
     equal = [method for method in order if math.isclose(finals[method].mean, top.mean, abs_tol=1e-9)]
     if len(equal) > 1:
         lead = [f"{' and '.join(equal)} share the highest final accuracy: {phrase(top)}; none of them is ahead."]
     else:
         lead = [f"{first} has the highest final accuracy: {phrase(top)}.", comparison(finals, order)]
-    return [*lead, *by_validation(setting, first)]
+    return [*with_caveat(lead, setting), *by_validation(setting, first)]
+
+
+def with_caveat(lead: Sequence[str], setting: Setting) -> list[str]:
+    """The first sentence with what stands against it: rates that were not tuned on this data."""
+    against = caveat(setting.rates)
+    return [f"{lead[0].removesuffix('.')}; {against}.", *lead[1:]] if against else list(lead)
 
 
 def phrase(value: Measure) -> str:

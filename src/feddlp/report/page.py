@@ -98,7 +98,9 @@ def page_title(settings: Sequence[Setting]) -> str:
 
 
 def dataset_name(setting: Setting) -> str:
-    """digits, or the last part of folder:/some/where/photos"""
+    """digits, or the last part of folder:/some/where/photos; what the sites of a federation brought has no name here"""
+    if (setting.partition or {}).get("own_data"):
+        return "the sites' own images"
     name = str(setting.option("data.dataset") or "data that were not recorded")
     return Path(name.partition(":")[2]).name or name if name.startswith("folder:") else name
 

@@ -24,6 +24,7 @@ from feddlp.report.blocks import (
 from feddlp.report.latest import Row
 from feddlp.report.measures import Curve
 from feddlp.report.plots import Style
+from feddlp.report.rates import described
 from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
 from feddlp.report.readings import accuracy as accuracy_of
 from feddlp.report.series import Setting, Track
@@ -53,6 +54,7 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
         "The last four columns are of the final round and weigh every client alike, however few its test samples; "
         "the lowest client of a small federation can hang on a handful of images.",
         OVER_SEEDS,
+        *([f"{described(setting.rates)}."] if setting.rates else []),
     )
     table = Table(f"{prefix}-accuracy-table", "Accuracy by method", head, accuracy_rows(setting), notes)
     lead = (
@@ -110,7 +112,7 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
 
 def cost_cells(tracks: Sequence[Track]) -> list[str]:
     last = tracks[-1].last
-    sent, active = measures.sent_parameters(last), measure(track.last.get("active_ranks") for track in tracks)
+    sent, active = last.get("parameters_sent"), measure(track.last.get("active_ranks") for track in tracks)
     return [
         f"{sum((last.get('parameters') or {}).values()):,}",
         ABSENT if sent is None else f"{sent:,}",
@@ -173,15 +175,19 @@ def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
     )
     found = {method: measures.client_accuracies(tracks) for method, tracks in setting.tracks.items()}
     found = {method: clients for method, clients in found.items() if clients}
-    block = spread_figure(found, prefix, styles) if found else Missing("No accuracies of single clients are recorded.")
+    block = (
+        spread_figure(setting, found, prefix, styles)
+        if found
+        else Missing("No accuracies of single clients are recorded.")
+    )
     return Section(f"{prefix}-spread", "Spread over clients", lead, (block,))
 
 
-def spread_figure(found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
+def spread_figure(setting: Setting, found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
     name = f"{prefix}-client-dots"
     svg = plots.dots(found, styles, "test accuracy of a client, %", name, f"{name}-caption")
     clients = sorted({client for values in found.values() for client in values})
-    rows = [[str(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
+    rows = [[setting.label(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
     rows.append(["mean", *(f"{fmean(one.mean for one in values.values()):.2f}" for values in found.values())])
     data = Table(f"{name}-data", "Test accuracy in % by client", ("Client", *found), rows)
     text = "Test accuracy of each client at the final round. Clients without test samples are left out."

@@ -19,7 +19,10 @@ from feddlp.errors import UserError
 from feddlp.records import RunFolder
 from feddlp.report.latest import Key, Row, last_clients, last_ranks
 
-NOT_A_SETTING = {"name", "runs_dir", "seed", "methods", "method", "model.device"}  # names, places, and what is compared
+NOT_A_SETTING = {
+    "name", "runs_dir", "seed", "methods", "method", "model.device", "rates", "tune", "own_methods"
+}  # fmt: skip
+"""Names, places, and what is compared."""
 
 LONGEST_TITLE = 8  # options
 
@@ -48,6 +51,11 @@ class Run:
             if section == "method" and option:
                 found.setdefault(name, {})[option] = value
         return found
+
+    @property
+    def rates(self) -> dict[str, Row]:
+        """Learning rates and where they come from, by method."""
+        return dict(tomllib.loads(self.toml).get("rates", {}))
 
     @property
     def methods(self) -> list[str]:
@@ -105,6 +113,18 @@ class Setting:
     @property
     def partition(self) -> Row | None:
         return next((run.partition for run in self.runs if run.partition), None)
+
+    @property
+    def rates(self) -> dict[str, Row]:
+        """Learning rates of the methods that have rounds, and where they come from."""
+        found = {name: tracks[0].run.rates.get(name) for name, tracks in self.tracks.items()}
+        return {name: rate for name, rate in found.items() if rate}
+
+    def label(self, client: int) -> str:
+        """A client's number, and its name where it has one."""
+        rows = (row for run in self.runs for rows in run.clients.values() for row in rows)
+        name = next((row["name"] for row in rows if row["client"] == str(client) and row.get("name")), "")
+        return f"{client} ({name})" if name else str(client)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

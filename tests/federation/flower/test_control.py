@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feddlp.errors import UserError
-from feddlp.federation.flower import control
+from feddlp.federation.flower import bindings, control
 from feddlp.federation.flower.control import Control, refusal
+from feddlp.federation.flower.envelopes import RefusedError
 
 FLWR = """#!{python}
 import json, sys
@@ -118,21 +123,42 @@ def test_what_is_under_way_is_stopped_and_nothing_else(flower, link):
     assert link.stop() == []
 
 
-def test_a_node_is_put_out_again(flower, link):
-    flower.says(supernode={"success": True, "node-id": 7})
+def test_a_node_is_let_in_with_its_clients_and_put_out_again(flower, link, tmp_path):
+    for node, clients in ((7, (0, 1)), (8, (2,))):
+        (tmp_path / "ward.pub").write_text("ecdsa-sha2-nistp384 AAAA ward")
+        flower.says(supernode={"success": True, "node-id": node})
+        assert link.register(tmp_path / "ward.pub", clients) == str(node)
+    file = str(link.place / bindings.FILE)
+    assert json.loads(Path(file).read_text()) == {"7": [0, 1], "8": [2]}
+    bindings.check_bound(file, 7, (1,))
     link.unregister("7")
-    assert flower.heard[0][:3] == ["supernode", "unregister", "7"]
+    assert flower.heard[-1][:3] == ["supernode", "unregister", "7"]
+    assert json.loads(Path(file).read_text()) == {"8": [2]}
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
+def test_a_node_holds_the_clients_of_its_key_and_no_others(held, claimed):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / bindings.FILE
+        bindings.check_bound("", 7, claimed)  # where there are no keys
+        with pytest.raises(RefusedError, match=rf"for client {min(claimed)}; feddlp federate unregister 7"):
+            bindings.check_bound(str(file), 7, claimed)  # nobody is registered yet
+        bindings.bind(Path(folder), "7", held)
+        with nullcontext() if claimed <= held else pytest.raises(RefusedError, match="not registered for client"):
+            bindings.check_bound(str(file), 7, claimed)
+        with pytest.raises(RefusedError):
+            bindings.check_bound(str(file), 8, claimed)
 
 
 def test_a_key_that_is_not_there_is_named(flower, link, tmp_path):
     with pytest.raises(UserError, match=r"ward.pub is not there; the node makes it with: feddlp keys node NAME"):
-        link.register(tmp_path / "ward.pub")
+        link.register(tmp_path / "ward.pub", (0,))
 
 
 def test_a_secret_key_in_place_of_the_public_one_is_named(flower, link, tmp_path):
     (tmp_path / "ward.key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
     with pytest.raises(UserError, match=r"ward.key is no public key; give the file NAME.pub"):
-        link.register(tmp_path / "ward.key")
+        link.register(tmp_path / "ward.key", (0,))
 
 
 FLOWER_SAID = "Using SuperLink: feddlp (x:1)\n Listing all runs...\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import time
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
+from safetensors.torch import load_file
 
 from feddlp import experiment
 from feddlp.config import load_config
@@ -163,6 +165,42 @@ def test_processes_of_a_node_are_killed_in_training(folder, undisturbed):
     assert_same(folder, undisturbed)
     assert sum("its process died; asked again" in line for line in listener.lines) == 1
     assert not processes(str(folder.path)), "something of ours is left"
+
+
+POISONED = """
+import sys
+if "feddlp.federation.flower.resident" in sys.orig_argv:
+    import torch
+    from feddlp.federation.flower import node
+    from feddlp.federation.flower.parcels import Parcel
+    honest = node.ANSWERS["train"]
+
+    def poisoned(one, order):
+        said = honest(one, order)
+        if one.settings.name != "node-1" or order.facts["round"]:
+            return said
+        (name, theta), = said.adapters.items()
+        return Parcel(said.facts, {{name: {{leaf: torch.full_like(v, {size}) for leaf, v in theta.items()}}}})
+
+    node.ANSWERS["train"] = poisoned
+"""
+
+
+@pytest.mark.parametrize("size", [1e4, pytest.param(1e30, marks=pytest.mark.slow)])
+def test_a_node_that_uploads_poison_is_left_out_and_the_run_ends_well(size, folder, tmp_path, monkeypatch):
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison" / "sitecustomize.py").write_text(POISONED.format(size=size))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "poison"))
+    listener = Listener()
+    with bounded(300), federation(folder, 2, listener) as local:
+        local.play()
+    (line,) = [line for line in listener.lines if "left out" in line]
+    assert re.search(r"feddlp round 1: client 1: left out: its upload has the norm \S+, out of all proportion", line)
+    assert len(list(read_lines(folder.rounds))) == 3
+    kept = list(folder.path.rglob("*.safetensors"))
+    assert {path.relative_to(folder.path).parts[0] for path in kept} == {"checkpoint", "federation"}
+    for path in kept:
+        assert all(value.isfinite().all() and value.abs().max() < 1e3 for value in load_file(path).values()), path
 
 
 def test_a_supernode_is_killed_and_started_again(folder, undisturbed):

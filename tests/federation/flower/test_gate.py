@@ -17,6 +17,7 @@ import uvicorn
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 
 from feddlp.federation.flower import gate, limits
+from feddlp.federation.flower.keys import make_server
 
 FLEET, OTHERS = "/v1/fleet/pull-messages", ("/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/")
 
@@ -110,7 +111,7 @@ def test_from_this_machine_the_server_is_called_by_a_name_of_its_own(hosts, stat
     "header",
     [
         (b"origin", b"http://localhost:8000"), (b"origin", b"null"), (b"origin", b""),
-        (b"sec-fetch-site", b"cross-site"), (b"sec-fetch-site", b"same-site"), (b"sec-fetch-site", b"x"),
+        (b"sec-fetch-site", b"cross-site"), (b"sec-fetch-site", b"same-site"), (b"Origin", b"http://evil.example"),
     ],
 )  # fmt: skip
 def test_a_web_page_is_answered_nothing(header):
@@ -130,6 +131,14 @@ def test_a_body_is_read_up_to_its_limit(path, most):
     assert asked(app, path, "127.0.0.1", parts=[part] * 4 + [b"x"]) == 413
     assert asked(app, path, "127.0.0.1", parts=[b"x" * (most + 1)]) == 413
     assert app.held == 0
+
+
+@pytest.mark.parametrize(("signed", "more", "status"), [(True, 0, 200), (False, 0, 413), (True, 1, 413)])
+def test_a_node_that_signs_may_send_more(signed, more, status, monkeypatch):
+    monkeypatch.setattr(gate, "is_signed", lambda scope: signed)
+    length = limits.BODY[0] + more
+    headers = [(b"content-length", str(length).encode())]
+    assert asked(gate.Gate(everything), FLEET, "10.0.0.9", headers=headers, parts=[b"x" * length]) == status
 
 
 def test_no_more_of_a_body_is_read_than_its_limit():
@@ -164,14 +173,14 @@ def test_all_bodies_together_are_bounded_and_forgotten_once_answered(monkeypatch
 
     async def asks_again(scope, receive, send):
         await receive()
-        inner.append(await asyncio.to_thread(asked, app, FLEET, "10.0.0.9"))
+        inner.append(await asyncio.to_thread(asked, app, FLEET, "10.0.0.9", parts=[b"x"]))
         await everything(scope, receive_nothing, send)
 
     async def receive_nothing():
         return {"type": "http.request", "more_body": False}
 
     app = gate.Gate(asks_again)
-    assert asked(app, FLEET, "10.0.0.9", parts=[b"x" * 101]) == 200
+    assert asked(app, FLEET, "10.0.0.9", parts=[b"x" * 100]) == 200
     assert inner == [503]
     assert app.held == 0
 
@@ -279,7 +288,11 @@ def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     """What `feddlp federate link` serves: the real app, with its real paths."""
     served = []
     monkeypatch.setattr(gate.uvicorn, "run", lambda app, **options: served.append((app, options)))
-    words = ["--insecure", "--isolation", "process", "--port", "8123", "--database", str(tmp_path / "link.db")]
+    make_server(tmp_path / "keys", ["fl.example.org"], 1)
+    files = (("ssl-ca-certfile", "ca.crt"), ("ssl-certfile", "server.crt"), ("ssl-keyfile", "server.key"))
+    words = [word for option, file in files for word in (f"--{option}", str(tmp_path / "keys" / file))]
+    words += ["--isolation", "process", "--host", "here.example", "--port", "8123"]
+    words += ["--database", str(tmp_path / "link.db")]
     monkeypatch.setattr(sys, "argv", ["flower-superlink", *words])
     monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
     gate.main()
@@ -298,5 +311,7 @@ def test_flowers_superlink_stands_behind_the_gate(monkeypatch, tmp_path):
     rebound, own = [(b"host", b"evil.example:8123")], [(b"host", b"127.0.0.1:8123")]
     assert {asked(app, path, "127.0.0.1", headers=rebound) for path in control} == {403}
     assert 403 not in {asked(app, path, "127.0.0.1", headers=own) for path in control}
+    named = [[(b"host", name)] for name in (b"fl.example.org:8123", b"here.example")]
+    assert 403 not in {asked(app, control[0], "127.0.0.1", headers=headers) for headers in named}
     assert {asked(app, path, "127.0.0.1", headers=[*own, (b"origin", b"null")]) for path in control} == {403}
     assert {asked(app, path, "10.0.0.9", parts=[b"x" * (limits.STRANGERS_BODY[0] + 1)]) for path in fleet} == {413}

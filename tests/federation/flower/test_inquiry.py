@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakegrid import NEVER, FakeGrid, FakeNode, Listener, Time, passing, small
 from feddlp.errors import UserError
+from feddlp.federation.aggregation import capped
+from feddlp.federation.flower import bindings, limits, registry
 from feddlp.federation.flower.checks import check_begun
 from feddlp.federation.flower.inquiry import BUSY, REMINDER, Inquiry, Question, gather, least, named
 from feddlp.federation.flower.nodes import REPEAT, Nodes
@@ -390,6 +394,69 @@ def test_a_node_that_does_not_fit_is_refused_once_and_asked_again(changes, line,
     found.grid.nodes[2].says = holding(3).says
     found.time.sleep(REPEAT)
     assert found.ask() == [0, 1, 2, 3] or found.ask(subject="the next") == [0, 1, 2, 3]
+    assert found.nodes.refused == {}
+
+
+SAMPLES = {part: [10] * 4 for part in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"samples": {**SAMPLES, "train": [10, 51, 10, 10]}},
+            "one has 51 train samples, more than deployment.max_samples=50",
+        ),
+        (
+            {"samples": {**SAMPLES, "test": [2**53 - 1, 1, 1, 1]}},
+            "9007199254740991 test samples, more than deployment.",
+        ),
+        ({"totals": {"train": 39, "validation": 40, "test": 40}}, "with it clients have more train samples than are"),
+        ({"totals": {"train": 40, "validation": 40}}, "with it clients have more test samples than are dealt out"),
+        ({"sites": {"a": ["LinearSite", 4, 2**20], "b": ["LinearSite", 2**20, 4]}}, "too many for the server's memory"),
+    ],
+)
+def test_numbers_that_cannot_be_or_would_not_fit_are_refused(changes, line, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "free_bytes", lambda device: 2 * limits.PARAMETER * 2 * (2 * (2**20 + 4)) - 1)
+    found = Scene(tmp_path, [holding(0, 1, 2, 3, **changes)], wait=2.0, quorum=0.1, max_samples=50, methods="flora")
+    with pytest.raises(UserError, match="0 of 4 clients came"):
+        found.gather()
+    assert line in refusals(found)[0]
+    assert found.registry.members == {}
+
+
+def test_all_nodes_together_have_no_more_samples_than_are_dealt_out(tmp_path):
+    totals = {"train": 39, "validation": 40, "test": 40}
+    nodes = [holding(0, 1, totals=totals), holding(2, 3, totals=totals), holding(2, totals={**totals, "train": 99})]
+    found = Scene(tmp_path, nodes, wait=2.0, quorum=0.1)
+    found.gather()
+    assert refusals(found) == [
+        "a node is not taken: with it clients have more train samples than are dealt out to all",
+        "a node is not taken: its totals is not that of the federation; give every node the same checkpoint and data",
+    ]
+
+
+def test_a_node_claims_the_clients_of_its_key_alone(tmp_path):
+    bindings.bind(tmp_path, "1", (0, 1))
+    bindings.bind(tmp_path, "2", (2,))
+    found = Scene(tmp_path, [holding(0, 1), holding(2, 3)], wait=2.0, quorum=0.1)
+    found.nodes.bindings = str(tmp_path / bindings.FILE)
+    found.gather()
+    assert [home.clients for home in found.nodes.homes.values()] == [(0, 1)]
+    assert "its key is not registered for client 3; feddlp federate unregister 2" in refusals(found)[0]
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=12), st.floats(0.05, 1))
+def test_a_capped_share_holds_and_touches_no_more_than_it_must(samples, share):
+    weights = torch.tensor(samples)
+    found = capped(weights, share)
+    if len(samples) < 3 or max(samples) <= share * sum(samples):
+        assert found.tolist() == pytest.approx(samples)
+    elif share * len(samples) <= 1:
+        assert found.max().item() == pytest.approx(found.min().item())
+    else:
+        assert found.max().item() == pytest.approx(share * found.sum().item())
+        assert all(now == before or now == found.max() for now, before in zip(found.tolist(), samples, strict=True))
 
 
 def test_two_nodes_with_the_same_clients_are_not_both_taken(tmp_path):
@@ -455,7 +522,7 @@ def test_a_node_that_cannot_say_hello_holds_nobody_up(reply, tmp_path):
 def trained(parcel):
     """A report of one client, different from those of all others."""
     (client,) = parcel.facts["clients"]
-    noise = (1e30, 1.0, -1e30, 3.0)[client]  # whose sum is 4 or anything less
+    noise = 1e-31 * (1e30, 1.0, -1e30, 3.0)[client]  # whose sum is 4e-31 or anything less
     adapters = parcel.adapters.items()
     sent = {name: {leaf: value[None] + noise for leaf, value in theta.items()} for name, theta in adapters}
     facts = {

@@ -9,8 +9,10 @@ import pytest
 
 from feddlp.errors import UserError
 from feddlp.federation.flower import machines
+from feddlp.federation.flower.bindings import VARIABLE
 from feddlp.federation.flower.keys import parse_address
 from feddlp.federation.flower.machines import Trust, link, node, trust
+from feddlp.federation.flower.processes import free_ports
 
 NOBODY = Trust(None)
 
@@ -42,6 +44,15 @@ def test_what_a_node_could_not_work_with_is_refused_at_once(words, said, setting
         node("127.0.0.1:8000", 9094, {**settings, **words}, NOBODY, tmp_path / "place")
     assert said in str(caught.value)
     assert not (tmp_path / "place").exists()
+
+
+def test_the_servers_of_runs_learn_where_keys_are_bound_to_clients(tmp_path):
+    for name in ("ca.crt", "server.crt", "server.key"):
+        (tmp_path / name).touch()
+    port = free_ports(1)[0]
+    _, variables = link(f"127.0.0.1:{port}", Trust(tmp_path), tmp_path / "place")
+    assert variables[VARIABLE] == str(tmp_path / "place" / "clients.json")
+    assert VARIABLE not in link(f"127.0.0.1:{port}", NOBODY, tmp_path / "place")[1]
 
 
 def test_an_address_that_cannot_be_listened_on_is_named(tmp_path):
@@ -87,7 +98,8 @@ def test_this_machine_needs_none_and_others_if_somebody_says_so():
 def test_what_is_no_address_is_refused_with_the_right_form(address, insecure):
     with pytest.raises(UserError) as caught:
         trust(address, None, insecure)
-    assert str(caught.value).startswith(f"--link {address} is no address; write HOST:PORT, as ")
+    shown = repr(address) if {*address} & {*" \n"} or not address else address
+    assert str(caught.value).startswith(f"--link {shown} is no address; write HOST:PORT, as ")
     assert "[::1]:8000" in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def order(config, round=0, shift=0.0, clients=(0, 1), experiment="0" * 32, kind=
     parcel = Parcel({"class_names": [], "experiment": experiment, "configuration": config.to_toml()})
     told = node.Node(node.NodeSettings((0, 1), Path()), config, parcel.facts)
     (shared,) = Federation(told.host(method).lanes, told.host(method), config.training).order().shared
-    moved = {name: {leaf: value + shift for leaf, value in theta.items()} for name, theta in shared.items()}
+    moved = {name: {leaf: value * (1 - shift) for leaf, value in theta.items()} for name, theta in shared.items()}
     about = {"kind": kind, "version": __version__, "method": method, "round": round, "clients": list(clients)}
     model = frozen(told.materials.fingerprints["backbone"], told.sites)
     return Parcel({**parcel.facts, **about, "frozen": model}, moved)
@@ -157,6 +158,55 @@ def test_a_client_that_sat_rounds_out_goes_on_from_where_it_was(tmp_path):
     config = told("fedclip")
     ask(order(config, 0), tmp_path)
     assert ask(order(config, 5), tmp_path).facts["round"] == 5
+
+
+# Poison
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30, -1e4])
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_an_order_out_of_proportion_changes_nothing(value, number, tmp_path):
+    config = told("feddlp")
+    ask(order(config, 0), tmp_path)
+    kept, poison = content(tmp_path), order(config, number)
+    poison = Parcel(poison.facts, {"global": {leaf: v * 0 + value for leaf, v in poison.adapters["global"].items()}})
+    line = problem(poison, tmp_path)
+    assert line.startswith("the server's order cannot be used: ")
+    assert "NaN or infinity" in line or "is out of all proportion" in line
+    assert content(tmp_path) == kept
+    assert ask(order(config, 1), tmp_path).facts["round"] == 1
+
+
+@pytest.mark.parametrize("where", ["theta", "moments", "loss", "upload"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_never_kept(where, value, tmp_path, monkeypatch):
+    config, fit, upload = told("feddlp"), Cohort.fit, Cohort.upload
+    ask(order(config, 0), tmp_path)
+    kept = content(tmp_path)
+
+    def diverging(cohort, *rest):
+        losses = fit(cohort, *rest)
+        if where == "theta":
+            next(iter(cohort.theta["local"].values())).data[1].view(-1)[0] = value
+        elif where == "moments":
+            cohort.optimizers["local"].v[1, -1] = value
+        elif where == "loss":
+            losses["global"][1] = value
+        return losses
+
+    def sending(cohort):
+        sent = {name: {leaf: v.clone() for leaf, v in theta.items()} for name, theta in upload(cohort).items()}
+        next(iter(sent["global"].values()))[1] = value
+        return sent
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cohort, "fit", diverging)
+        if where == "upload":
+            patch.setattr(Cohort, "upload", sending)
+        line = problem(order(config, 1), tmp_path)
+    assert "round 2: client 1 diverged to NaN or infinity; nothing of this round is kept" in line
+    assert content(tmp_path) == kept
+    assert ask(order(config, 1), tmp_path).facts["clients"] == [0, 1]
 
 
 # Killed, and a full disk

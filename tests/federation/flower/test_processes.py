@@ -29,6 +29,7 @@ def test_what_fails_is_started_again_until_it_ends_by_itself(tmp_path, monkeypat
     command = [sys.executable, "-c", FAILS_TWICE, str(tmp_path / "count")]
     processes.keep_running(said.append, command, os.environ, tmp_path / "log")
     assert (tmp_path / "count").read_text() == "xxx"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
     assert len(said) == 2
     assert "ended with code 1; it is started again in 0 s" in said[0]
 

@@ -66,18 +66,17 @@ def two_sites(folder):
             done("keys", "node", name, folder=folder)
             own = ["--name", name, "--clients", client, "--state-dir", f"state-{client}", "--port", port]
             sites.append(begin("federate", "node", *to, *own))  # it is let in later
-            registered(name, to, folder)
+            registered(name, client, to, folder)
         yield to, sites
 
 
-def registered(name, to, folder):
+def registered(name, client, to, folder):
     """A SuperLink takes some seconds to come up."""
     for _ in range(30):
-        register = feddlp(
-            "federate", "register", f"keys/{name}.pub", *to, folder=folder, stdout=subprocess.PIPE, text=True
-        )
+        words = ["federate", "register", f"keys/{name}.pub", "--clients", client, *to]
+        register = feddlp(*words, folder=folder, stdout=subprocess.PIPE, text=True)
         said, _ = register.communicate()
-        if f"{name} may join" in said:
+        if f"{name} may join with clients {client}" in said:
             return
         time.sleep(1)
     pytest.fail((folder / "log").read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+import math
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from flwr.app import Error
 from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from fakegrid import NEVER, FakeGrid, Killed, Listener, Time, real, served, small
@@ -20,6 +21,7 @@ from feddlp.errors import UserError
 from feddlp.federation.flower import serving
 from feddlp.federation.flower.parcels import Parcel, from_record, to_bytes
 from feddlp.federation.participation import draw
+from feddlp.report.page import render
 from feddlp.training.cohort import Cohort
 
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("feddat", "feddlp_shared", "fedavg")]
@@ -76,6 +78,77 @@ def test_so_they_do_where_clients_sit_out_and_reports_are_lost(method, tmp_path)
         assert_same(served(a_grid(tmp_path / shares[0], *shares), config), expected)
 
 
+def poisoned(node, change, rounds=(0,)):
+    """A node whose uploads of some rounds are something else."""
+    honest = node.says
+
+    def says(parcel):
+        said = honest(parcel)
+        if parcel.facts.get("round") not in rounds or "problem" in said.facts:
+            return said
+        changed = {name: {leaf: change(v) for leaf, v in theta.items()} for name, theta in said.adapters.items()}
+        return Parcel(said.facts, changed)
+
+    node.says = says
+
+
+@pytest.mark.parametrize("shares", [("0", "1", "2"), ("0", "1-2")])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+def test_a_poisoned_round_goes_on_without_the_poison(size, shares, tmp_path):
+    """And ends as if the node had been away in it: nobody else's adapters are touched, the poisoner's neither."""
+    config = small(runs_dir=str(tmp_path), deployment={"wait": 5.0, "grace": 5.0})
+    found = []
+    for how in (lambda v: torch.full_like(v, size), lambda v: v * math.nan):
+        grid = a_grid(tmp_path / str(len(found)), *shares)
+        poisoned(grid.nodes[7], how)
+        reporter = Listener()
+        found.append(served(grid, config, reporter))
+        (line,) = [line for line in reporter.warnings if "round 1: client 0" in line]
+    assert "left out: adapters global/" in line or "left out: global/" in line
+    assert_same(found[0], found[1], exact=True)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(file).values()), file
+
+
+def test_poison_of_most_ends_the_run_at_its_quorum_and_it_can_be_resumed(tmp_path):
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path), training={"rounds": 2})
+    grid = a_grid(tmp_path, "0", "1-2")
+    poisoned(grid.nodes[14], lambda v: torch.full_like(v, 1e4))
+    reporter = Listener()
+    with pytest.raises(UserError, match=r"fedclip round 1: 1 of 3 clients answered, deployment.quorum=0.5 asks for 2"):
+        served(grid, config, reporter)
+    assert [line.partition(" of ")[0] for line in reporter.warnings] == [
+        f"fedclip round 1: client {client}: left out: its upload has the norm 1.36e+06, out" for client in (1, 2)
+    ]
+    grid = a_grid(tmp_path, "0", "1-2")
+    (run,) = (path.parent for path in tmp_path.glob("*/config.toml"))
+    assert_same(served(grid, run), experiment.run(config.model_copy(update={"name": "alone"}), Listener()))
+
+
+def test_a_largest_share_holds_and_is_said_once(tmp_path):
+    data = {"partition": "dirichlet", "dirichlet_beta": 0.3}
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path), data=data, training={"rounds": 2})
+    capped = config.model_copy(update={"deployment": config.deployment.model_copy(update={"max_share": 0.34})})
+    reporter = Listener()
+    found, expected = served(a_grid(tmp_path / "a", "0-2"), capped, reporter), experiment.run(config, Listener())
+    assert [line for line in reporter.warnings if "max_share" in line] == [
+        "deployment.max_share=0.34 holds down the weight of the largest clients"
+    ]
+    mine, theirs = (run.load_checkpoint("fedclip")[1] for run in (found, expected))
+    assert any(not torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_what_a_node_tells_of_its_time_is_a_number(tmp_path):
+    grid = a_grid(tmp_path, "0", "1-2")
+    honest = grid.nodes[7].says
+    grid.nodes[7].says = lambda parcel: Parcel(
+        {**(said := honest(parcel)).facts, "seconds": "9" * 10**6}, said.adapters
+    )
+    config = small(methods=["fedclip"], runs_dir=str(tmp_path), training={"rounds": 1, "participation": 0.9})
+    found = served(grid, config)
+    assert (found.path / "events.jsonl").stat().st_size < 100_000
+
+
 def test_several_methods_one_after_the_other(tmp_path):
     config = small(methods=["zero_shot", "local", "fedclip"], runs_dir=str(tmp_path))
     assert_same(served(a_grid(tmp_path, "0", "1-2"), config), experiment.run(config, Listener()))
@@ -84,10 +157,10 @@ def test_several_methods_one_after_the_other(tmp_path):
 def test_natural_clients_with_folders_of_their_own(tmp_path):
     digits = load_digits()
     for index in range(90):
-        kind = tmp_path / "all" / f"ward-{index % 3}" / str(digits.target[index])
+        label = digits.target[index] if index % 3 < 2 else 1  # one of them has images of one class only
+        kind = tmp_path / "all" / f"ward-{index % 3}" / str(label)
         kind.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[index] * 15).astype("uint8")).save(kind / f"{index}.png")
-    shutil.rmtree(tmp_path / "all" / "ward-2" / "9")  # a class that one of them lacks
     data = {"partition": "natural", "dataset": f"clients:{tmp_path / 'all'}"}
     config = small(methods=["fedclip"], runs_dir=str(tmp_path / "runs"), data=data, training={"rounds": 2})
     expected = experiment.run(config, Listener())
@@ -98,13 +171,20 @@ def test_natural_clients_with_folders_of_their_own(tmp_path):
                 state_dir=tmp_path / f"node-{client}-{tells}",
                 data=f"folder:{tmp_path / 'all' / f'ward-{client}'}",
                 tell_classes=tells if client else "yes",
+                name=f"ward-{client}",
             )
             for client in range(3)
         }
         found = served(FakeGrid(Time(), nodes), config)
-        assert_same(found, expected)
+        assert_same(found, expected)  # names too: the nodes are called as the folders
         told = TOLD if tells == "yes" else TOLD[:2]  # of all clients, or of none
-        assert found.read_partition() == {key: expected.read_partition()[key] for key in told}
+        assert found.read_partition() == {key: expected.read_partition()[key] for key in told} | {"own_data": True}
+        assert "on the sites&#39; own images" in render([found])
+    assert [row["name"] for row in csv.DictReader(found.clients.read_text().splitlines())][:3] == [
+        "ward-0",
+        "ward-1",
+        "ward-2",
+    ]
 
 
 def test_clients_that_never_came_are_not_told_to_have_nothing(tmp_path):

@@ -85,12 +85,17 @@ def test_the_server_never_says_which_images_are_read():
     assert (own.data.dataset, own.model.checkpoint, own.model.device) == ("folder:/photos", "there", "auto")
 
 
-@pytest.mark.parametrize("checkpoint", ["/models/clip", "./clip", "~/clip"])
-def test_the_server_never_says_from_which_folder_the_model_is_read(checkpoint):
+@pytest.mark.parametrize(
+    "checkpoint", ["/models/clip", "./clip", "~/clip", "openai/clip-vit-base-patch32", "tiny-clip2"]
+)
+def test_a_node_takes_no_frozen_model_on_the_servers_word(checkpoint):
     config = small(model={"checkpoint": checkpoint})
-    with pytest.raises(UserError, match=r"is a path on a disk; set checkpoint=PATH"):
+    with pytest.raises(
+        UserError, match=r"checkpoint=\S+ is not taken on its word.*set checkpoint to a folder or hub name"
+    ):
         read_settings(HERE, {}, 3).localised(config)
     assert read_settings({**HERE, "checkpoint": "here"}, {}, 3).localised(config).model.checkpoint == "here"
+    assert read_settings(HERE, {}, 3).localised(small()).model.checkpoint == "tiny-clip"
 
 
 def test_how_much_memory_a_node_takes_is_its_own_business():

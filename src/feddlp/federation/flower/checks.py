@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Val
 from torch import Tensor
 
 from feddlp.data.source import PARTS, Part
+from feddlp.federation.flower import limits
 from feddlp.federation.flower.parcels import Parcel, RefusedError
 from feddlp.federation.host import Report, Roster
 from feddlp.federation.results import Found
@@ -26,12 +27,12 @@ from feddlp.federation.waves import Wave
 from feddlp.model.adapters import FeatureSite, LinearSite, Site, Theta, WeightSite
 from feddlp.names import nfc, printable
 
-SLACK = 64 * 1024  # bytes of names and shapes, for each adapter
-MOST_CLASSES, MOST_NAME, MOST_SAID, MOST_WAYS = 1_000_000, 1_000, 300, 100
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Counts = Annotated[list[Count], FailFast()]
-Text = Annotated[str, Field(max_length=MOST_NAME)]
+Text = Annotated[str, Field(max_length=limits.NAME)]
 ClassName = Annotated[Text, AfterValidator(nfc)]
+Loss = Annotated[float, Field(ge=-limits.LOSS, le=limits.LOSS)]
+Seconds = Annotated[float, Field(ge=0, le=limits.SECONDS)]
 SITES: dict[str, Any] = {"LinearSite": LinearSite, "FeatureSite": FeatureSite, "WeightSite": WeightSite}
 
 
@@ -54,25 +55,14 @@ class Hello(Checked):
     samples: Samples
     checkpoint: Text
     data: Text
-    class_names: Annotated[list[ClassName], FailFast()] = Field(max_length=MOST_CLASSES)
+    class_names: Annotated[list[ClassName], FailFast()] = Field(max_length=limits.CLASSES)
     template: Text
     dtype: Literal["float32", "float64", "bfloat16"]
-    sites: dict[str, list[Any]]
+    sites: dict[Text, list[Any]] = Field(max_length=limits.SITES)
     left_out: Count
+    own_data: bool = False  # not what the server's configuration names
     classes: list[dict[Part, dict[ClassName, Count]]] | None = None  # of each client's samples; None: it does not tell
-
-
-class Told(Checked):
-    """The facts of a report, a list entry for each client."""
-
-    clients: Counts = Field(min_length=1)
-    losses: dict[str, Annotated[list[float], FailFast()]]
-    diagnostics: dict[Text, Counts] = Field(max_length=MOST_WAYS)
-    correct: dict[Literal["validation", "test"], Counts]
-    active: dict[str, Counts]
-    bytes_down: Counts
-    bytes_up: Counts
-    seconds: float
+    totals: dict[Part, Count] | None = None  # samples of all clients of the federation, where one data set is dealt out
 
 
 class Begun(Checked):
@@ -80,13 +70,25 @@ class Begun(Checked):
 
     clients: Counts = Field(min_length=1)
     correct: dict[Literal["validation", "test"], Counts]
+    seconds: Seconds | None = None
+
+
+class Told(Begun):
+    """The facts of a report, a list entry for each client."""
+
+    losses: dict[str, Annotated[list[Loss], FailFast()]]
+    diagnostics: dict[Text, Counts] = Field(max_length=limits.WAYS)
+    active: dict[str, Counts]
+    bytes_down: Counts
+    bytes_up: Counts
+    seconds: Seconds
 
 
 def one_line(said: object) -> str:
     """What somebody else says, for the record: printable, on one line, and not endless."""
-    text = str(said)[: 2 * MOST_SAID] if isinstance(said, str | Exception) else short(said)
+    text = str(said)[: 2 * limits.LINE] if isinstance(said, str | Exception) else short(said)
     line = printable(" ".join(text.split()))
-    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
+    return line if len(line) <= limits.LINE else f"{line[: limits.LINE]}..."
 
 
 def parse(kind: type[Any], facts: Mapping[str, Any]) -> Any:
@@ -111,10 +113,11 @@ def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
         check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
     check_classes(hello)
     try:
-        for values in hello.sites.values():
-            site_of(*values)
+        weights = sum(math.prod(sizes_of(site_of(*values))) for values in hello.sites.values())
     except (TypeError, KeyError, IndexError) as error:
         raise RefusedError(f"its sites are none ({type(error).__name__}: {one_line(error)})") from error
+    if weights > limits.WEIGHTS:
+        raise RefusedError(f"its sites have {weights:,} weights, more than any model ({limits.WEIGHTS:,})")
     return hello
 
 
@@ -139,10 +142,14 @@ def check_classes(hello: Hello) -> None:
 
 def site_of(kind: str, *values: Any) -> Site:
     shape = tuple(values[0]) if kind == "WeightSite" else values
-    if not shape or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+    if not shape or not all(type(size) is int and 0 < size <= limits.WIDTH for size in shape):
         raise TypeError(f"sizes {short(shape)}")
     site: Site = WeightSite(shape) if kind == "WeightSite" else SITES[kind](*shape)
     return site
+
+
+def sizes_of(site: Site) -> tuple[int, ...]:
+    return site.shape if isinstance(site, WeightSite) else site
 
 
 @dataclass(frozen=True)
@@ -155,12 +162,11 @@ class Expected:
     adapters: Collection[str]  # of the method, those that never travel too
     ranks: Mapping[str, int]  # ranks at the start, by "adapter/site"
     roster: Roster
-    max_norm: float = 0.0  # of a client's change; 0 = any
 
     def most_bytes(self, clients: int) -> int:
         """What the uploads of some clients may take."""
         values = sum(leaf.numel() * leaf.element_size() for theta in self.shared.values() for leaf in theta.values())
-        return clients * values + sum(SLACK + 200 * len(theta) for theta in self.shared.values())
+        return clients * values + sum(limits.SLACK + 200 * len(theta) for theta in self.shared.values())
 
 
 def check_report(parcel: Parcel, asked: Sequence[int], expected: Expected) -> Report:
@@ -178,7 +184,7 @@ def check_report(parcel: Parcel, asked: Sequence[int], expected: Expected) -> Re
         raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
     rows = torch.tensor([expected.roster.ids.index(client) for client in told.clients])
     check_facts(told, rows, expected)
-    check_uploads(parcel.adapters, len(rows), expected)
+    check_adapters(parcel.adapters, expected.shared, (len(rows),))
     found = Found(
         lanes=torch.zeros_like(rows),
         rows=rows,
@@ -237,13 +243,6 @@ def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
         raise RefusedError(f"{name} counts {short(values)}, at most {short(list(most))} can be")
 
 
-def check_uploads(uploads: Mapping[str, Theta], clients: int, expected: Expected) -> None:
-    """Tensors that the server can average: the leaves that it holds, for so many clients, all finite."""
-    check_adapters(uploads, expected.shared, (clients,))
-    if expected.max_norm:
-        check_norm(uploads, expected)
-
-
 def check_adapters(found: Mapping[str, Theta], expected: Mapping[str, Theta], lead: tuple[int, ...] = ()) -> None:
     """Finite tensors of the expected names, shapes and dtypes. lead: what comes before a leaf's own shape
 
@@ -273,20 +272,6 @@ def check_tensor(name: str, value: Tensor, shape: Sequence[int], dtype: torch.dt
         raise RefusedError(f"{name} is of {value.dtype}, not {dtype}")
     if not value.isfinite().all():
         raise RefusedError(f"{name} holds NaN or infinity")
-
-
-def check_norm(uploads: Mapping[str, Theta], expected: Expected) -> None:
-    """The change of each client, all adapters together, within the bound."""
-    squares = sum(
-        (value.double() - expected.shared[name][leaf].double()).square().flatten(1).sum(1)
-        for name, theta in uploads.items()
-        for leaf, value in theta.items()
-    )
-    largest = math.sqrt(float(torch.as_tensor(squares).max())) if uploads else 0.0
-    if largest > expected.max_norm:
-        raise RefusedError(
-            f"a client's change has the norm {largest:.3g}, more than deployment.max_norm={expected.max_norm:g}"
-        )
 
 
 def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roster) -> tuple[Wave, dict[str, Tensor]]:

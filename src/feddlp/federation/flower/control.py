@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import tomli_w
 
 from feddlp.errors import OURS, UserError
+from feddlp.federation.flower.bindings import bind
 from feddlp.federation.flower.processes import environment, program, write_settings
 from feddlp.files import make_folder, write_whole
 
@@ -71,8 +72,8 @@ class Control:
             raise UserError(f"--link {self.address}: {refusal(said.get('error-message', ''))}")
         return dict(said)
 
-    def register(self, key: Path) -> str:
-        """Let a node in; its number.
+    def register(self, key: Path, clients: Sequence[int]) -> str:
+        """Let a node in, with these clients and no others; its number.
 
         Raises:
             UserError: no such file, no public key, or the SuperLink refuses.
@@ -81,11 +82,14 @@ class Control:
             raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
         if not key.read_bytes().startswith(PUBLIC):
             raise UserError(f"{key} is no public key; give the file NAME.pub that feddlp keys node makes")
-        return str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
+        node = str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
+        bind(self.place, node, clients)
+        return node
 
     def unregister(self, node: str) -> None:
         """Put a node out again."""
         self.ask("supernode", "unregister", node, "feddlp")
+        bind(self.place, node, ())
 
     def submit(self, run_config: Mapping[str, str], *more: str) -> str:
         """Start a run; its number."""

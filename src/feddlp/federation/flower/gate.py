@@ -28,6 +28,7 @@ from flwr.supercore.http_logging import get_uvicorn_log_config
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.main import create_app
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -43,14 +44,6 @@ ELSEWHERE = "only the server's own machine may start runs and let nodes in (from
 OTHER_NAME = "the server is not called that; use localhost, its address or a name of its certificate"
 WEB_PAGE = "requests of web pages are not answered"
 log = logging.getLogger("feddlp")
-
-
-class Refusal(Exception):  # noqa: N818
-    """Why a request is not passed on, and the HTTP status that says so."""
-
-    def __init__(self, status: int, why: str):
-        super().__init__(why)
-        self.status = status
 
 
 class Gate:
@@ -76,23 +69,23 @@ class Gate:
             self.check(scope)
             await self.read(scope, receive, body, sizes)
             await self.app(scope, again, send)
-        except Refusal as refusal:
-            who = (scope.get("client") or ["somebody"])[0]
-            log.warning("%s was refused %r: %s", who, scope["path"], refusal)
-            await PlainTextResponse(str(refusal), refusal.status, {"connection": "close"})(scope, receive, send)
+        except HTTPException as refusal:
+            who, why = (scope.get("client") or ["somebody"])[0], refusal.detail
+            log.warning("%s was refused %r: %s", who, scope["path"], why)
+            await PlainTextResponse(why, refusal.status_code, {"connection": "close"})(scope, receive, send)
         finally:
             self.held -= sum(sizes)
 
     def check(self, scope: Scope) -> None:
-        """Raise Refusal for what is not for the one who asks."""
-        headers = scope["headers"]
+        """Raise HTTPException for what is not for the one who asks."""
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
         if any(name == b"origin" or (name == b"sec-fetch-site" and site not in OWN_SITE) for name, site in headers):
-            raise Refusal(403, WEB_PAGE)
+            raise HTTPException(403, WEB_PAGE)
         if not is_for_nodes(scope["path"]):
             if not is_from_here(scope):
-                raise Refusal(403, ELSEWHERE)
+                raise HTTPException(403, ELSEWHERE)
             if not all(self.is_own(host.decode("latin-1"), scope) for name, host in headers if name == b"host"):
-                raise Refusal(403, OTHER_NAME)
+                raise HTTPException(403, OTHER_NAME)
 
     def is_own(self, host: str, scope: Scope) -> bool:
         """Whether this machine is called so; any other name may be one that somebody else has it resolve to."""
@@ -104,25 +97,24 @@ class Gate:
         return found.is_loopback or name in self.names or found == address_of(scope["server"][0])
 
     async def read(self, scope: Scope, receive: Receive, body: deque[Message], sizes: list[int]) -> None:
-        """Take a request's body, and note the sizes of its parts; raise Refusal where it is too large or too slow."""
-        most, within = limits.BODY
-        if is_for_nodes(scope["path"]) and not is_signed(scope):
-            most, within = limits.STRANGERS_BODY
+        """Take a request's body and the sizes of its parts; raise HTTPException where it is too large or too slow."""
         told = sum(int(size) for name, size in scope["headers"] if name == b"content-length" and size.isdigit())
+        most, within = limits.STRANGERS_BODY if is_for_nodes(scope["path"]) else limits.BODY
+        if told > most and await asyncio.to_thread(is_signed, scope):  # Flower's nodes say how long a body is
+            most, within = limits.BODY
         try:
             async with asyncio.timeout(within):
-                more = True
-                while more or sum(sizes) > most:
-                    if max(told, sum(sizes)) > most:
-                        raise Refusal(413, f"a body of more than {most:,} bytes is not read")
-                    if self.held > limits.BODIES:
-                        raise Refusal(503, "too much is being read; try again")
+                while max(told, sum(sizes)) <= most and self.held <= limits.BODIES:
+                    if body and not body[-1].get("more_body"):
+                        return
                     body.append(await receive())
-                    more = body[-1].get("more_body", False)
                     sizes.append(len(body[-1].get("body", b"")))
                     self.held += sizes[-1]
         except TimeoutError:
-            raise Refusal(408, f"its body did not come within {within:g} s") from None
+            raise HTTPException(408, f"its body did not come within {within:g} s") from None
+        if max(told, sum(sizes)) > most:
+            raise HTTPException(413, f"a body of more than {most:,} bytes is not read")
+        raise HTTPException(503, "too much is being read; try again")
 
 
 def is_for_nodes(path: str) -> bool:

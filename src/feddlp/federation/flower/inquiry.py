@@ -42,6 +42,15 @@ def least(quorum: float, asked: int) -> int:
     return math.ceil(quorum * asked - 1e-9)
 
 
+def check_quorum(subject: str, done: int, asked: int, quorum: float) -> None:
+    """Raises UserError where fewer answered than must."""
+    if done < least(quorum, asked):
+        raise UserError(
+            f"{subject}: {done} of {asked} clients answered, deployment.quorum={quorum:g} asks for "
+            f"{least(quorum, asked)}; see to the others, then resume the run"
+        )
+
+
 @dataclass
 class Inquiry:
     """One question on its way."""
@@ -76,11 +85,7 @@ class Inquiry:
             self.sleep(POLL if self.open else 0)
         if self.open:
             self._leave(self.open, f"late, deployment.deadline={self.limits.deadline:g} s is over")
-        if self.done < self.least:
-            raise UserError(
-                f"{self.question.subject}: {self.done} of {self.asked} clients answered, deployment.quorum="
-                f"{self.question.quorum:g} asks for {self.least}; see to the others, then resume the run"
-            )
+        check_quorum(self.question.subject, self.done, self.asked, self.question.quorum)
         return self.answers
 
     def _ask(self, home: Home) -> None:

@@ -240,8 +240,9 @@ def parse_address(text: str, option: str) -> tuple[str, int]:
         if (":" in bare) == (bare == host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
             raise ValueError(port)
     except (UserError, ValueError) as error:
+        found = text if [text] == text.split() else repr(text)
         raise UserError(
-            f"{option} {text} is no address; write HOST:PORT, as fl.example.org:8000 or [::1]:8000"
+            f"{option} {found} is no address; write HOST:PORT, as fl.example.org:8000 or [::1]:8000"
         ) from error
     return bare, int(port)
 

@@ -5,7 +5,6 @@ Without certificates they speak to this machine alone, unless somebody says that
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import re
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feddlp.errors import UserError
+from feddlp.federation.flower import bindings, limits
 from feddlp.federation.flower.control import Control
 from feddlp.federation.flower.keys import parse_address, subject_name
 from feddlp.federation.flower.processes import environment, program, superlink, write_settings
-from feddlp.federation.flower.settings import MOST_CLIENTS, read_settings
+from feddlp.federation.flower.settings import read_settings
 from feddlp.files import make_folder, write_whole
 
-ANSWERS_WITHIN = 5.0  # seconds
 Command = tuple[list[str], dict[str, str]]
 ONCE = """#!/bin/sh
 "exec" "{}" "$0" "$@"
@@ -90,19 +89,14 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
     make_folder(place)
     command = [*superlink(), "--host", host, "--port", str(port)]
     command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
+    variables = environment(place.absolute() / "flwr")
     if trusted.keys is None:
         command.append("--insecure")
     else:
+        variables[bindings.VARIABLE] = str(place.absolute() / bindings.FILE)
         command += ["--ssl-ca-certfile", trusted.file("ca.crt"), "--ssl-certfile", trusted.file("server.crt")]
         command += ["--ssl-keyfile", trusted.file("server.key"), "--enable-supernode-auth"]
-    return command, environment(place.absolute() / "flwr")
-
-
-def answers(address: str) -> bool:
-    """Whether anybody listens there."""
-    with contextlib.suppress(OSError), socket.create_connection(parse_address(address, "--link"), ANSWERS_WITHIN):
-        return True
-    return False
+    return command, variables
 
 
 def check_free(host: str, port: int) -> None:
@@ -132,7 +126,7 @@ def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, p
         UserError: settings with which it could not work.
     """
     try:
-        read_settings(settings, {}, MOST_CLIENTS).check()
+        read_settings(settings, {}, limits.CLIENTS).check()
     except UserError as error:
         raise UserError(re.sub(r"node-config: ([a-z-]+)=", r"--\1 ", str(error))) from error
     make_folder(place)

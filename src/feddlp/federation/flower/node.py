@@ -31,6 +31,7 @@ from feddlp.federation.flower.checks import check_adapters, frozen, one_line
 from feddlp.federation.flower.envelopes import Envelope
 from feddlp.federation.flower.harvest import write_about
 from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, sealed
+from feddlp.federation.flower.proportion import Proportion
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity, writing
 from feddlp.federation.host import FederatedData, Host, Lane, Order
@@ -137,7 +138,9 @@ class Node:
             "dtype": str(self.host("").like.dtype).removeprefix("torch."),
             "sites": self.sites,
             "left_out": len(found.left_out),
+            "own_data": not self.settings.made_here,
             "classes": self.classes,
+            "totals": None if self.natural else {p: int(getattr(found.data, p).sizes().sum()) for p in PARTS},
         }
         return Parcel(facts)
 
@@ -199,7 +202,22 @@ class Node:
             if kept.round == number + 1 and kept.order == asked:
                 log.info("round %d was played before; its report is given again", number + 1)
                 return folder.read_report(kept)
+            self._check_order(folder, kept, parcel)
             return self._play(folder, self._stand_before(folder, kept, number), parcel, asked)
+
+    def _check_order(self, folder: StateFolder, kept: Kept, order: Parcel) -> None:
+        """Refuse shared adapters that cannot have become of those that came before."""
+        host, number = self.host(self.facts["method"]), self.facts["round"]
+        first = first_shared(host.lanes[0], host.sites, host.like)
+        follows = kept.report and kept.round <= number
+        before, rounds = (folder.read_order(kept), number - kept.round + 1) if follows else (first, number)
+        most = self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
+        bounds = Proportion(host.lanes[0].method, self.told.training, first)
+        try:
+            check_adapters(order.adapters, first)
+            bounds.check_order(order.adapters, before, rounds, most)
+        except RefusedError as refusal:
+            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
 
     def _stand_before(self, folder: StateFolder, kept: Kept, number: int) -> Kept:
         """The state from which a round is played: as it is, or where the server went back by one, so do we.
@@ -222,10 +240,6 @@ class Node:
     def _play(self, folder: StateFolder, kept: Kept, order: Parcel, asked: str) -> Parcel:
         started, number = time.perf_counter(), self.facts["round"]
         host = self.host(self.facts["method"], folder)
-        try:
-            check_adapters(order.adapters, first_shared(host.lanes[0], host.sites, host.like))
-        except RefusedError as refusal:
-            raise UserError(f"the server's order cannot be used: {refusal}") from refusal
         write_about(folder.path.parent, self.config, self.materials.partition)
         host.restore(0, kept.after, kept.wave)
         parts = list(host.play(Order(number, [order.adapters], self.chosen())))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from flwr.app import RecordDict
 
+from feddlp.federation.flower.bindings import check_bound
 from feddlp.federation.flower.checks import Hello, one_line, parse_hello
 from feddlp.federation.flower.parcels import Parcel, RefusedError, from_record
 from feddlp.federation.flower.post import UNAVAILABLE, Letter, Lost, Post
@@ -41,7 +42,7 @@ class Home:
     not_before: float = 0.0  # when it may be asked
 
     def __str__(self) -> str:
-        return f"node {self.name!r} (clients {spell(self.clients)})"
+        return f"node {self.name or 'unnamed'!r} (clients {spell(self.clients)})"
 
 
 @dataclass
@@ -61,10 +62,12 @@ class Nodes:
     clients: int
     reporter: Reporter
     clock: Clock = time.monotonic
+    bindings: str = ""  # the file that says which clients a node may hold; "" = whichever it claims
     journal: Callable[..., None] = lambda event, *said: None  # what the record keeps, and nobody watches
     homes: dict[int, Home] = field(default_factory=dict)  # by node
     away_since: dict[int, float] = field(default_factory=dict)  # by client
     greet_at: dict[int, float] = field(default_factory=dict)  # by node; never where it has a home
+    said: set[str] = field(default_factory=set)  # refusals, each once
     told_away: set[int] = field(default_factory=set)  # clients of which it was said that no node is there
     refused: dict[int, tuple[str, list[int]]] = field(default_factory=dict)  # by node: why, and the clients it names
 
@@ -127,10 +130,14 @@ class Nodes:
             self._move_in(letter.node, parse_hello(facts, self.clients))
         except RefusedError as refusal:
             why, claimed = one_line(refusal), facts.get("clients")
-            if all(why != known for known, _ in self.refused.values()):
-                self.reporter.warn(f"a node is not taken: {why}")
+            self.say_once(f"a node is not taken: {why}")
             known = [client for client in range(self.clients) if isinstance(claimed, list) and client in claimed]
             self.refused[letter.node] = why, known
+
+    def say_once(self, line: str) -> None:
+        if line not in self.said:
+            self.said.add(line)
+            self.reporter.warn(line)
 
     def _move_in(self, node: int, hello: Hello) -> None:
         """The clients of a node are at home there from now on.
@@ -139,6 +146,7 @@ class Nodes:
             RefusedError: they are at home elsewhere, or are not those that they were.
         """
         home = Home(node, hello.name, hello.state, tuple(hello.clients))
+        check_bound(self.bindings, node, home.clients)
         others = [
             other
             for other in self.homes.values()

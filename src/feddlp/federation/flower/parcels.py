@@ -14,14 +14,13 @@ import safetensors
 from flwr.app import RecordDict
 from safetensors.torch import load, save
 
-from feddlp.federation.flower import envelopes
+from feddlp.federation.flower import envelopes, limits
 from feddlp.federation.flower.envelopes import Envelope, RefusedError
 from feddlp.model.adapters import Theta
 
 __all__ = ["Parcel", "RefusedError", "from_record", "opened", "sealed", "to_bytes", "to_record"]
 
 PROTOCOL = 1
-MOST_FACTS = 64 * 2**20  # characters; a million class names, or the reports of ten thousand clients
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def opened(envelope: Envelope, most_bytes: int | None = None) -> Parcel:
     Raises:
         RefusedError: another protocol, or too many bytes, or some that are no tensors.
     """
-    if len(envelope.facts) > MOST_FACTS:
-        raise RefusedError(f"its facts take {len(envelope.facts):,} characters, {MOST_FACTS:,} at most are expected")
+    if len(envelope.facts) > limits.FACTS:
+        raise RefusedError(f"its facts take {len(envelope.facts):,} characters, {limits.FACTS:,} at most are expected")
     try:
         facts = json.loads(envelope.facts)
     except (ValueError, RecursionError) as error:

@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from feddlp.errors import UserError
 from feddlp.files import write_whole
 
 UP_WITHIN = 60.0  # seconds that a SuperLink may take to answer
+ANSWERS_WITHIN = 5.0
 LAST_WORDS = 10.0  # seconds between asking a process to end and making it
 LOCAL = "127.0.0.1,localhost,::1"  # what a proxy of the house has nothing to do with
 ONE_PORT = {"FLWR_INTERNAL_GRPC_CONTROL_API": "0", "FLWR_INTERNAL_GRPC_FLEET_API": "0"}  # and none without a gate
@@ -138,25 +137,29 @@ class Tail:
                     self.read += len(line)
                     yield line.decode(errors="replace").rstrip("\r\n")
 
+    def show(self, everything: bool) -> None:
+        """Print those that are ours, or all."""
+        for line in self.lines():
+            if everything or line.startswith("feddlp: "):
+                print(line, flush=True)
+
 
 def run_shown(command: Sequence[str], variables: Mapping[str, str], log: Path, everything: bool = False) -> int:
     """A program to its end, with its log in a file and our lines of it in this terminal; its exit code."""
     tail = Tail(log)
+    log.touch(0o600)  # it names files of the owner's
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=dict(variables), preexec_fn=dies_with_its_parent()
         )
     try:
-        while True:
-            ended = process.poll() is not None
-            for line in tail.lines():
-                if everything or line.startswith("feddlp: "):
-                    print(line, flush=True)
-            if ended:
-                return process.returncode
+        while process.poll() is None:
             time.sleep(LOOK)
+            tail.show(everything)
     finally:
         end(process)
+        tail.show(everything)
+    return process.returncode
 
 
 def keep_running(say: Callable[[str], None], command: Sequence[str], *how: Any) -> None:
@@ -181,22 +184,24 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def answers(host: str, port: int) -> bool:
+    """Whether anybody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), ANSWERS_WITHIN):
+        return True
+    return False
+
+
 def wait_until_up(link: Running, port: int) -> None:
     """Until the SuperLink answers.
 
     Raises:
         UserError: it ended, or takes too long.
     """
-    until, directly = time.monotonic() + UP_WITHIN, urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while time.monotonic() < until and not link.ended:
-        with (
-            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-            directly.open(f"http://{LOOPBACK}:{port}/health", timeout=5) as answer,
-        ):
-            if answer.status == 200:
-                return
-        time.sleep(0.2)
-    raise UserError(f"the SuperLink did not come up; its log {link.log} ends: {link.tail()}")
+    until = time.monotonic() + UP_WITHIN
+    while not answers(LOOPBACK, port):
+        if time.monotonic() > until or link.ended:
+            raise UserError(f"the SuperLink did not come up; its log {link.log} ends: {link.tail()}")
+        time.sleep(LOOK)
 
 
 def write_settings(file: Path, settings: Mapping[str, str]) -> Path:

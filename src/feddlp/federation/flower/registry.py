@@ -18,15 +18,17 @@ import torch
 from feddlp.config import Config
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
-from feddlp.federation.flower.checks import Hello, frozen, site_of
+from feddlp.federation.flower import limits
+from feddlp.federation.flower.checks import Hello, frozen, one_line, site_of
 from feddlp.federation.flower.parcels import RefusedError
 from feddlp.federation.host import Roster
 from feddlp.files import write_atomically
-from feddlp.model.adapters import Site
+from feddlp.memory import free_bytes
+from feddlp.model.adapters import Site, count_parameters
 from feddlp.names import in_order
 from feddlp.records import ROSTER, read_json
 
-COMMON = ("checkpoint", "template", "dtype", "sites")  # the same on every node
+COMMON = ("checkpoint", "template", "dtype", "sites", "totals")  # the same on every node
 
 
 @dataclass
@@ -34,17 +36,18 @@ class Registry:
     """What is known of the clients of one run."""
 
     path: Path
-    natural: bool  # clients bring images of their own
+    config: Config
     experiment: str = field(default_factory=lambda: uuid4().hex)
     common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
     class_names: list[str] = field(default_factory=list)
     closed: bool = False  # no more classes
+    own_data: bool = False  # some node brought images in place of those of the configuration
     members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, ...
 
     @classmethod
     def open(cls, folder: Path, config: Config) -> Registry:
         """That of a run folder, or a new one."""
-        registry = cls(folder / ROSTER, config.data.partition == "natural")
+        registry = cls(folder / ROSTER, config)
         if (found := read_json(registry.path)) is not None:
             try:
                 found["members"] = {int(client): member for client, member in found["members"].items()}
@@ -56,7 +59,7 @@ class Registry:
         return registry
 
     def kept(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("path", "natural")}
+        return {key: value for key, value in vars(self).items() if key not in ("path", "config")}
 
     def save(self) -> None:
         write_atomically(self.path, json.dumps(self.kept()).encode())
@@ -69,13 +72,17 @@ class Registry:
         """
         for key, value in self.common.items():
             if value != getattr(hello, key):
-                raise RefusedError(f"its {key} is not that of the federation; give every node the same checkpoint")
+                raise RefusedError(
+                    f"its {key} is not that of the federation; give every node the same checkpoint and data"
+                )
+        self._check_sizes(hello)
         come = {client: member_of(hello, place) for place, client in enumerate(hello.clients)}
         for client in self.members.keys() & come.keys():
             if any(self.members[client][key] != come[client][key] for key in (*PARTS, "data")):
                 raise RefusedError(f"client {client} has other images than when the run began; put them back")
         self._check_classes(hello)
         self.members |= come
+        self.own_data |= hello.own_data
         self.common = self.common or {key: getattr(hello, key) for key in COMMON}
         self.save()
 
@@ -84,8 +91,24 @@ class Registry:
         known = self.members
         return [client for client in hello.clients if client in known and known[client]["state"] != hello.state]
 
+    def _check_sizes(self, hello: Hello) -> None:
+        """No more samples than a client may have, or than were dealt out; no larger adapters than fit in here."""
+        most = self.config.deployment.max_samples
+        for part in PARTS:
+            counts = getattr(hello.samples, part)
+            if max(counts) > most:
+                raise RefusedError(f"one has {max(counts)} {part} samples, more than deployment.max_samples={most}")
+            others = sum(member[part] for client, member in self.members.items() if client not in hello.clients)
+            if hello.totals and others + sum(counts) > hello.totals.get(part, 0):
+                raise RefusedError(f"with it clients have more {part} samples than are dealt out to all")
+        sites = {name: site_of(*values) for name, values in hello.sites.items()}
+        methods = self.config.build_methods().values()
+        shared = max(sum(count_parameters(m.adapters()[name], sites) for name in m.shared) for m in methods)
+        if shared * limits.PARAMETER > free_bytes(torch.device("cpu")) / 2:
+            raise RefusedError(f"with its sites {shared:,} parameters are shared, too many for the server's memory")
+
     def _check_classes(self, hello: Hello) -> None:
-        if not self.natural:
+        if self.config.data.partition != "natural":
             if any(member["data"] != hello.data for member in self.members.values()):
                 raise RefusedError(
                     "its data set is not that of the other nodes, and data.partition deals out one for all"
@@ -98,7 +121,7 @@ class Registry:
 
     def close(self) -> None:
         """The first round begins: from now on there are no other classes."""
-        if self.natural and len(self.class_names) < 2:
+        if self.config.data.partition == "natural" and len(self.class_names) < 2:
             raise UserError(f"all clients together have {len(self.class_names)} class(es); at least 2 are needed")
         self.closed = True
         self.save()
@@ -120,6 +143,7 @@ class Registry:
     def partition(self, clients: int) -> dict[str, Any]:
         """Classes and prompt, and how many images of which class each client has, where all of them tell that."""
         about = {"class_names": self.class_names, "template": self.common["template"]}
+        about |= {"own_data": True} if self.own_data else {}
         held = {client: member.get("classes") for client, member in self.members.items()}
         if len(held) < clients or None in held.values():
             return about
@@ -130,7 +154,8 @@ class Registry:
         return [held.get(name, 0) for name in self.class_names]
 
     def fill(self, roster: Roster) -> None:
-        """Write the numbers of samples into a roster, in place; 0 for clients that never came."""
+        """Write names and numbers of samples into a roster, in place; 0 for clients that never came."""
+        roster.names.update({client: one_line(member["node"]) for client, member in self.members.items()})
         for row, client in enumerate(roster.ids):
             for part in PARTS:
                 getattr(roster, part)[row] = self.members.get(client, {}).get(part, 0)

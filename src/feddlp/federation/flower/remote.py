@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from feddlp.config import Config
+from feddlp.federation.aggregation import capped
 from feddlp.federation.flower.checks import Expected, check_begun, check_report
-from feddlp.federation.flower.inquiry import Inquiry, Question, least
+from feddlp.federation.flower.inquiry import Inquiry, Question, check_quorum, least
 from feddlp.federation.flower.nodes import Nodes, named
 from feddlp.federation.flower.parcels import Parcel
-from feddlp.federation.host import Order, Report, Roster
+from feddlp.federation.flower.proportion import Proportion
+from feddlp.federation.host import Lane, Order, Report, Roster
 from feddlp.federation.results import Found, join
-from feddlp.federation.rounds import ranks_at_start
+from feddlp.federation.rounds import first_shared, ranks_at_start
 from feddlp.federation.waves import Wave
 from feddlp.model.adapters import Site, Theta
 
@@ -33,8 +36,15 @@ class RemoteClients:
 
     def __init__(self, nodes: Nodes, config: Config, method: str, facts: Mapping[str, Any]):
         self.nodes, self.config, self.method = nodes, config, method
+        self.max_share = config.deployment.max_share
         known = nodes.registry
         self.facts = {**facts, "method": method, "class_names": known.class_names, "frozen": known.frozen}
+
+    @cached_property
+    def proportion(self) -> Proportion:
+        lane = Lane(self.config.seed, self.config.build_methods()[self.method])
+        first, limit = first_shared(lane, self.sites, self.like), self.config.deployment.max_norm
+        return Proportion(lane.method, self.config.training, first, limit)
 
     @property
     def roster(self) -> Roster:
@@ -51,24 +61,35 @@ class RemoteClients:
     def play(self, order: Order, on_step: Callable[[], None]) -> Iterator[Report]:
         """One round of those who take part, in the order of their ids."""
         (shared,), (chosen,) = order.shared, order.joins
-        method, limits = self.config.build_methods()[self.method], self.config.deployment
-        ranks = ranks_at_start(method, self.sites)
-        expected = Expected(
-            self.method, order.round, shared, method.adapters().keys(), ranks, self.roster, limits.max_norm
-        )
+        method, limits = self.proportion.method, self.config.deployment
+        ranks, subject = ranks_at_start(method, self.sites), f"{self.method} round {order.round + 1}"
+        expected = Expected(self.method, order.round, shared, method.adapters().keys(), ranks, self.roster)
+        present = self._present(chosen, subject)
         reports = self._ask(
             Question(
-                subject=f"{self.method} round {order.round + 1}",
+                subject=subject,
                 put=lambda clients: self._parcel("train", clients, shared, round=order.round),
                 accept=lambda parcel, clients: check_report(parcel, clients, expected),
                 most_bytes=expected.most_bytes,
                 quorum=limits.quorum,
             ),
-            self._present(chosen, f"{self.method} round {order.round + 1}"),
+            present,
             on_step,
         )
         if reports:
-            yield in_order(reports)
+            yield self._in_proportion(in_order(reports), shared, subject, int(present.sum()))
+
+    def _in_proportion(self, report: Report, shared: Mapping[str, Theta], subject: str, asked: int) -> Report:
+        """What may be averaged of a round; raises UserError where that is less than a quorum."""
+        clients, samples = report.found.rows.tolist(), self.roster.train[report.found.rows]
+        refused = self.proportion.refused(report.uploads, shared, samples)
+        for place, why in refused.items():
+            self.nodes.reporter.warn(f"{subject}: {named([clients[place]])}: left out: {why}")
+        kept = torch.tensor([place for place in range(len(clients)) if place not in refused], dtype=torch.int64)
+        check_quorum(subject, len(kept), asked, self.config.deployment.quorum)
+        if not torch.equal(capped(samples[kept], self.max_share), samples[kept]):
+            self.nodes.say_once(f"deployment.max_share={self.max_share:g} holds down the weight of the largest clients")
+        return chosen_of(report, kept) if refused else report
 
     def _present(self, chosen: Tensor, subject: str) -> Tensor:
         """Those of the chosen who are worth asking: not who has long been away, as long as a quorum of all is there."""
@@ -125,18 +146,20 @@ class RemoteClients:
 def in_order(reports: Sequence[Report]) -> Report:
     """The reports of all nodes as one, by client, so that nothing depends on who answered first."""
     found = join([report.found for report in reports])
-    order = found.rows.argsort()
     uploads = {
-        name: {leaf: torch.cat([report.uploads[name][leaf] for report in reports])[order] for leaf in theta}
+        name: {leaf: torch.cat([report.uploads[name][leaf] for report in reports]) for leaf in theta}
         for name, theta in reports[0].uploads.items()
     }
-    return Report(reorder(found, order), uploads)
+    return chosen_of(Report(found, uploads), found.rows.argsort())
 
 
-def reorder(found: Found, order: Tensor) -> Found:
-    """The same clients in another order."""
+def chosen_of(report: Report, places: Tensor) -> Report:
+    """Some of the clients, in the given order."""
 
-    def turned(value: Any) -> Any:
-        return value[order] if isinstance(value, Tensor) else {key: values[order] for key, values in value.items()}
+    def chosen(value: Any) -> Any:
+        return value[places] if isinstance(value, Tensor) else {key: chosen(inner) for key, inner in value.items()}
 
-    return Found(**{field.name: turned(getattr(found, field.name)) for field in fields(Found)})
+    return Report(
+        Found(**{field.name: chosen(getattr(report.found, field.name)) for field in fields(Found)}),
+        chosen(report.uploads),
+    )

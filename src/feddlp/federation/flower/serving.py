@@ -18,7 +18,8 @@ from feddlp import __version__
 from feddlp.completeness import missing_rounds
 from feddlp.config import Config, load_config, overridden
 from feddlp.errors import UserError
-from feddlp.experiment import Entry, Reporter, check_environment, play_rounds, say_where
+from feddlp.experiment import Entry, Reporter, check_environment, play_rounds, say_rates, say_where
+from feddlp.federation.flower import bindings
 from feddlp.federation.flower.events import Recorder
 from feddlp.federation.flower.inquiry import gather
 from feddlp.federation.flower.nodes import Nodes
@@ -26,6 +27,7 @@ from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.flower.post import Post
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.remote import RemoteClients
+from feddlp.provenance import code_of, own_methods
 from feddlp.records import ROSTER, RunFolder
 
 SPARE = 600.0  # seconds that a message outlives the deadline of its round
@@ -90,6 +92,8 @@ def check_fit(config: Config) -> None:
     """Refuse what only a run in one process can do."""
     if config.data.newcomers:
         raise UserError(f"data.newcomers={config.data.newcomers} is for runs in one process; set data.newcomers=0")
+    if config.tune:
+        raise UserError("tune=true is for runs in one process; set tune=false")
     if config.data.partition == "natural" and config.data.test_set == "common" and config.data.splits == "merged":
         raise UserError("data.test_set=common takes images from all clients, who keep theirs; set data.test_set=own")
 
@@ -106,19 +110,19 @@ def play(grid: Grid, folder: RunFolder, reporter: Recorder) -> None:
     registry = Registry.open(folder.path, config)
     facts = {"version": __version__, "experiment": registry.experiment, "configuration": config.to_toml()}
     post = Post(grid, config.deployment.deadline + SPARE)
-    nodes = Nodes(
-        post, registry, Parcel({**facts, "kind": "hello"}), config.data.clients, reporter, journal=reporter.write
-    )
+    greeting, bound = Parcel({**facts, "kind": "hello"}), os.environ.get(bindings.VARIABLE, "")
+    nodes = Nodes(post, registry, greeting, config.data.clients, reporter, bindings=bound, journal=reporter.write)
     gather(nodes, config.deployment)
     registry.close()
     fingerprints = {
         "configuration": config.fingerprint(),
-        "code": config.code(),
+        "code": code_of(own_methods(config)),
         "data": registry.experiment,
         "backbone": registry.common["checkpoint"],
     }
     check_environment(folder, fingerprints, reporter)
     folder.write_partition(registry.partition(config.data.clients))
     folder.rewind(config.methods)
+    say_rates(config, reporter)
     for name in config.methods:
         play_rounds([Entry(folder, config)], name, RemoteClients(nodes, config, name, facts), reporter)

@@ -5,9 +5,9 @@ From the SuperNode's `--node-config`; a key that is not there is looked for in t
     clients     "3", "0-4" or "0-2,7"; or partition-id and num-partitions, as Flower's simulation sets them
     data        data.dataset here, for example folder:/data/photos; may be left out for rendered data sets alone
     state-dir   where private adapters, gates and moments are kept
-    checkpoint  model.checkpoint here, if it lies elsewhere than the configuration says
+    checkpoint  model.checkpoint here; may be left out for the embedded one alone
     device      model.device here
-    name        what the records call this node
+    name        what the records call this node and its clients
     memory-limit  training.memory_limit here: GiB, 512MiB, or auto
     keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
     tell-classes   yes: the server is told how many images of which class each client has, for the report
@@ -18,28 +18,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.errors import UserError, nearest
+from feddlp.federation.flower import limits
+from feddlp.model.hub import EMBEDDED
 
-KEYS = (
-    "clients",
-    "data",
-    "state-dir",
-    "checkpoint",
-    "device",
-    "name",
-    "memory-limit",
-    "keep-warm",
-    "tell-classes",
-    "tell-problems",
-)
 SIMULATED = ("partition-id", "num-partitions")
 MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's owner
-MOST_CLIENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class NodeSettings:
         """The server's configuration with the places that are this node's own.
 
         Raises:
-            UserError: data that only the server names, and that would be read from this node's disk.
+            UserError: data or a frozen model that only the server names.
         """
         if not self.data and config.data.dataset.partition(":")[0] not in MADE_HERE:
             raise UserError(
@@ -90,10 +79,11 @@ class NodeSettings:
                 "machine's disk; start the node with --data folder:PATH"
             )
         data = {"dataset": self.data or config.data.dataset}
-        if not self.checkpoint and is_path(config.model.checkpoint):
+        if not self.checkpoint and config.model.checkpoint not in EMBEDDED:
             raise UserError(
-                f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is a path "
-                "on a disk; start the node with --checkpoint PATH"
+                f"node-config has no checkpoint, and the server's model.checkpoint={config.model.checkpoint} is not "
+                "taken on its word: a doctored model can reveal images; start the node with --checkpoint and a "
+                "folder or hub name that you trust"
             )
         training = {"wave": 0, "client_store": "auto", "memory_limit": self.memory_limit}
         model = {"checkpoint": self.checkpoint or config.model.checkpoint, "device": self.device or "auto"}
@@ -104,6 +94,9 @@ class NodeSettings:
                 "training": config.training.model_copy(update=training),
             }
         )
+
+
+KEYS = (*(field.name.replace("_", "-") for field in fields(NodeSettings)), "keep-warm")
 
 
 def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str], clients: int) -> NodeSettings:
@@ -131,7 +124,7 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         checkpoint=absolute_checkpoint(found["checkpoint"]) if found["checkpoint"] else "",
         device=found["device"],
         memory_limit=read_limit(found["memory-limit"] or "auto"),
-        name=found["name"] or own or "unnamed",
+        name=found["name"] or own,
         tell_classes=read_yes_or_no("tell-classes", found["tell-classes"]),
         tell_problems=read_yes_or_no("tell-problems", found["tell-problems"]),
     )
@@ -140,11 +133,6 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
 def variable(key: str) -> str:
     """ "state-dir" -> "FEDDLP_STATE_DIR" """
     return f"FEDDLP_{key.upper().replace('-', '_')}"
-
-
-def is_path(checkpoint: str) -> bool:
-    """Whether a checkpoint is named by a place on a disk, not by what everybody calls it."""
-    return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists()
 
 
 def read_yes_or_no(key: str, text: str) -> bool:
@@ -161,17 +149,17 @@ def read_limit(text: str) -> Literal["auto"] | float:
     return limit
 
 
-def parse_clients(text: str) -> tuple[int, ...]:
+def parse_clients(text: str, option: str = "node-config: clients=") -> tuple[int, ...]:
     """ "0-2,7" -> (0, 1, 2, 7)"""
     held: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last or last >= MOST_CLIENTS:
-            raise UserError(f"node-config: clients={text} is no list of clients; write for example 3, 0-4 or 0-2,7")
+        if first > last or last >= limits.CLIENTS:
+            raise UserError(f"{option}{text} is no list of clients; write for example 3, 0-4 or 0-2,7")
         held += range(first, last + 1)
     if len(set(held)) < len(held):
-        raise UserError(f"node-config: clients={text} names a client twice")
+        raise UserError(f"{option}{text} names a client twice")
     return tuple(sorted(held))
 
 
