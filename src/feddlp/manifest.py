@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddlp.data.source import Resizing
 from feddlp.errors import UserError
@@ -35,7 +35,7 @@ class Manifest(BaseModel):
     dtype: Literal["float32", "bfloat16", "float64"]
     resize: Resizing = "crop"
     backbone: str
-    class_names: list[str]
+    class_names: list[str] = Field(min_length=1)
     template: str
     data: str
     method: str

@@ -13,12 +13,16 @@ from rich.segment import Segment
 
 from feddlp.names import printable
 
+LEAST = 20  # columns
+
 
 class Console(rich.console.Console):
     """A terminal on which names from outside are shown, and neither obeyed nor taken for markup."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None):
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+        if self.width < LEAST:  # COLUMNS=0, for example, on which nothing would be shown
+            self.width = LEAST
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
@@ -125,9 +129,6 @@ class LiveReporter(PlainReporter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-
-    def line(self, text: str) -> None:
-        self.progress.console.print(printable(text))
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self.preparation is None:
