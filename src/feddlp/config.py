@@ -33,7 +33,7 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName
 from feddlp.data.source import OnBadImage
 from feddlp.errors import UserError, nearest
-from feddlp.files import read_given
+from feddlp.files import MOST_TOML, parse_toml, read_given
 from feddlp.hyperparameters import (
     CHECKED,
     PresetName,
@@ -50,12 +50,9 @@ from feddlp.methods import registry
 from feddlp.methods.base import Method
 from feddlp.model.backbone import Adapt
 from feddlp.model.hub import EMBEDDED
+from feddlp.names import is_text
 
 Table = dict[str, Any]
-MOST_TOML = 2**20
-PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
-"""One of a hundred parts: the time that the library takes grows with their square."""
 
 
 def split_names(value: Any) -> Any:
@@ -92,18 +89,9 @@ def gibibytes(value: Any) -> Any:
 
 
 PLACES = (
-    *(
-        "name",
-        "runs_dir",
-        "preset",
-        "data.dataset",
-        "data.on_bad_image",
-        "model.checkpoint",
-        "model.device",
-        "training.rounds",
-    ),
-    *("training.memory_limit", "training.wave", "training.client_store"),
-)
+    "name", "runs_dir", "preset", "data.dataset", "data.on_bad_image", "model.checkpoint", "model.device",
+    "training.rounds", "training.memory_limit", "training.wave", "training.client_store",
+)  # fmt: skip
 """Keys that may change without changing the results of a round (but for rounding)."""
 
 
@@ -249,7 +237,7 @@ class Config(Section):
             for name, method in self.build_methods().items()
         }
         text = tomli_w.dumps(table)
-        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+        if garbled := [line for line in text.split("\n") if not is_text(line)]:
             raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
         return text
 
@@ -269,22 +257,6 @@ def parse_value(text: str) -> Any:
         return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text
-
-
-def parse_toml(text: str) -> Table:
-    """TOML, as far as it is of a size and depth that the library reads within seconds.
-
-    Raises:
-        ValueError: it is not TOML, or too long or too deep.
-    """
-    if len(text) > MOST_TOML:
-        raise ValueError(f"more than {MOST_TOML:,} characters")
-    try:
-        if LONG_KEY.search(text):
-            raise RecursionError
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def apply_override(table: Table, override: str) -> None:

@@ -135,7 +135,7 @@ def own_source(config: Config, share: Share) -> Source:
         UserError: data of more clients than `share` names, or of fewer.
     """
     kind, _, argument = config.data.dataset.partition(":")
-    source = datasets.each_file_once(one_client(argument)) if kind == "folder" else datasets.find(config.data.dataset)
+    source = datasets.checked(one_client(argument)) if kind == "folder" else datasets.find(config.data.dataset)
     owners = source.clients or [source.name] * len(source.labels)
     names = sorted(set(owners))
     if len(names) == share.of > len(share.clients):
