@@ -361,7 +361,7 @@ def test_unknown_classes_are_told_before_images_are_opened(feddlp, taken, photos
         (["export", "RUN", "--client", "2", "--to", "photos"], "--to photos is there already"),
         (["export", "RUN", "--client", "2", "--to", "photos/notes.txt/x"], "cannot write there"),
         (["export", "RUN", "--client", "2", "--to", "x", "--seed", "5"], "--seed 5"),
-        (["export", "RUN", "--client", "2", "--to", "x", "--adapter", "lokal"], "did you mean local"),
+        (["export", "RUN", "--client", "2", "--to", "x", "--adapter", "lokal"], "is not one of 'local', 'global'"),
         (["export", "photos", "--client", "2", "--to", "x"], "photos is not a run folder"),
     ],
 )

@@ -113,7 +113,7 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
 def print_exported(exported: Exported) -> None:
     """Where a model is now, and how to use it."""
     about, ranks = exported.manifest, exported.ranks
-    print(f"{exported.folder}: {about.about}, {form_of(exported)}")
+    print(f"{exported.folder}: {about.method} of {about.owner} after round {about.round}, {form_of(exported)}")
     if not ranks and not about.merged:
         print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
     print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")
