@@ -22,7 +22,7 @@ COMMANDS = (  # the first column: what the command needs all the same
     ("", "keys list"),
     ("", "federate link --keys keys"),
     ("", "federate node --keys keys --name a --clients 0 --state-dir state --data folder:photos"),
-    ("", "federate register keys/a.pub --keys keys"),
+    ("", "federate register keys/a.pub --clients 0 --keys keys"),
     ("", "federate unregister 3 --keys keys"),
     ("", "federate stop --keys keys"),
     ("matplotlib", "report runs/small"),
