@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from feddlp import files, states
-from feddlp.records import RunFolder, State
+from feddlp.record_types import State
+from feddlp.records import RunFolder
 from feddlp.states import Commit, History, Piece
 
 

@@ -10,7 +10,7 @@ from records_factory import environment, make_run, set_option
 
 from feddlp import states
 from feddlp.errors import UserError
-from feddlp.records import Environment
+from feddlp.record_types import Environment
 from feddlp.report.series import flatten, group, natural, read_run
 
 SHORT = {"methods": ("flora", "feddlp"), "rounds": 2}
