@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,16 @@ class Event(Sealed):
     said: list[Any]
 
 
+def both(event: str) -> Callable[..., None]:
+    """A method of `Recorder`: the event is written down, and the inner reporter is told."""
+
+    def tell(self: Recorder, *said: Any) -> None:
+        self.write(event, *said)
+        getattr(self.inner, event)(*said)
+
+    return tell
+
+
 class Recorder:
     """A reporter that writes everything down, and passes it on."""
 
@@ -45,30 +55,9 @@ class Recorder:
         with suppress(OSError):  # the disk is full: what matters is what the run itself then says
             append(self.path, sealed(line).decode() + "\n")
 
-    def tell(self, event: str, *said: Any) -> None:
-        self.write(event, *said)
-        getattr(self.inner, event)(*said)
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        self.tell("preparing", what, done, total)
-
-    def note(self, message: str) -> None:
-        self.tell("note", message)
-
-    def warn(self, message: str) -> None:
-        self.tell("warn", message)
-
-    def run_started(self, folder: Path) -> None:
-        self.tell("run_started", folder)
-
-    def method_started(self, method: str, rounds: int, steps: int, done: int) -> None:
-        self.tell("method_started", method, rounds, steps, done)
-
-    def stepped(self) -> None:
-        self.tell("stepped")
-
-    def round_finished(self, row: Mapping[str, Any]) -> None:
-        self.tell("round_finished", row)
+    preparing, note, warn = both("preparing"), both("note"), both("warn")
+    run_started, method_started = both("run_started"), both("method_started")
+    stepped, round_finished = both("stepped"), both("round_finished")
 
 
 class Follower:

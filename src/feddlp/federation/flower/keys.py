@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,14 +43,6 @@ HOST_NAME = re.compile(
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = ("ca", "server")
 Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
-
-
-@dataclass(frozen=True)
-class Authority:
-    """The private CA."""
-
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
 
 
 def now() -> datetime:
@@ -89,10 +80,16 @@ def renew_server(folder: Path, hosts: Sequence[str], days: int) -> x509.Certific
 def certify_server(folder: Path, names: list[x509.GeneralName], days: int) -> x509.Certificate:
     open_folder(folder)
     file = folder / "server.crt"
-    issuer = authority(folder)
+    ca_key, ca = authority(folder)
     key = key_beside(file).public_key()
-    until = min(now() + timedelta(days=days), issuer.certificate.not_valid_after_utc)
-    certificate = sign(issuer.key, issuer.certificate.subject, "feddlp server", key, until, server_extensions(names))
+    until = min(now() + timedelta(days=days), ca.not_valid_after_utc)
+    extensions: list[Extension] = [
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (key_usage("digital_signature"), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        (x509.SubjectAlternativeName(names), False),
+    ]
+    certificate = sign(ca_key, ca.subject, "feddlp server", key, until, extensions)
     write_atomically(file, certificate.public_bytes(Encoding.PEM))
     return certificate
 
@@ -126,13 +123,14 @@ def open_folder(folder: Path) -> None:
         raise UserError(f"--out {folder} is open to others (mode {mode:o}); chmod 700 {folder}, or name another folder")
 
 
-def authority(folder: Path) -> Authority:
-    """The CA of a folder, made where there is none."""
+def authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The private CA of a folder, made where there is none."""
     file = folder / "ca.crt"
     key = key_beside(file)
     if not file.exists():
-        name, public = "feddlp private CA", key.public_key()
-        certificate = sign(key, common_name(name), name, public, now() + CA_LIFETIME, ca_extensions())
+        name, signing = "feddlp private CA", key_usage("key_cert_sign", "crl_sign")
+        extensions: list[Extension] = [(x509.BasicConstraints(ca=True, path_length=0), True), (signing, True)]
+        certificate = sign(key, common_name(name), name, key.public_key(), now() + CA_LIFETIME, extensions)
         write_atomically(file, certificate.public_bytes(Encoding.PEM))
     certificate = read_certificate(file)
     if certificate.public_key() != key.public_key():
@@ -141,7 +139,7 @@ def authority(folder: Path) -> Authority:
         raise UserError(
             f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make a new CA with another --out"
         )
-    return Authority(key, certificate)
+    return key, certificate
 
 
 def key_beside(certificate: Path) -> ec.EllipticCurvePrivateKey:
@@ -177,19 +175,6 @@ def sign(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     return builder.sign(key, hashes.SHA384())
-
-
-def ca_extensions() -> list[Extension]:
-    return [(x509.BasicConstraints(ca=True, path_length=0), True), (key_usage("key_cert_sign", "crl_sign"), True)]
-
-
-def server_extensions(names: list[x509.GeneralName]) -> list[Extension]:
-    return [
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (key_usage("digital_signature"), True),
-        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
-        (x509.SubjectAlternativeName(names), False),
-    ]
 
 
 def key_usage(*allowed: str) -> x509.KeyUsage:
