@@ -110,12 +110,13 @@ def parse_hello(facts: Mapping[str, Any], clients: int) -> Hello:
     hello: Hello = parse(Hello, facts)
     check_clients(hello.clients, range(clients))
     for part in PARTS:
-        check_length(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
+        check_column(f"samples.{part}", getattr(hello.samples, part), len(hello.clients))
     check_classes(hello)
     try:
-        weights = sum(math.prod(sizes_of(site_of(*values))) for values in hello.sites.values())
+        sites = [site_of(*values) for values in hello.sites.values()]
     except (TypeError, KeyError, IndexError) as error:
         raise RefusedError(f"its sites are none ({type(error).__name__}: {one_line(error)})") from error
+    weights = sum(math.prod(site.shape if isinstance(site, WeightSite) else site) for site in sites)
     if weights > limits.WEIGHTS:
         raise RefusedError(f"its sites have {weights:,} weights, more than any model ({limits.WEIGHTS:,})")
     return hello
@@ -130,7 +131,7 @@ def check_classes(hello: Hello) -> None:
     """Images by class that add up."""
     if hello.classes is None:
         return
-    check_length("classes", hello.classes, len(hello.clients))
+    check_column("classes", hello.classes, len(hello.clients))
     for place, held in enumerate(hello.classes):
         for part in PARTS:
             counts = held.get(part, {})
@@ -146,10 +147,6 @@ def site_of(kind: str, *values: Any) -> Site:
         raise TypeError(f"sizes {short(shape)}")
     site: Site = WeightSite(shape) if kind == "WeightSite" else SITES[kind](*shape)
     return site
-
-
-def sizes_of(site: Site) -> tuple[int, ...]:
-    return site.shape if isinstance(site, WeightSite) else site
 
 
 @dataclass(frozen=True)
@@ -204,28 +201,26 @@ def tensors(lists: Mapping[Any, list[Any]], dtype: torch.dtype) -> dict[str, Ten
 
 def check_facts(told: Told, rows: Tensor, expected: Expected) -> None:
     """Counts that are no more than there is to count."""
-    for kind in ("losses", "diagnostics", "active"):
-        for key, values in getattr(told, kind).items():
-            check_length(f"{kind}.{key}", values, len(rows))
-    check_length("bytes_down", told.bytes_down, len(rows))
-    check_length("bytes_up", told.bytes_up, len(rows))
     if strange := told.losses.keys() - set(expected.adapters):
         raise RefusedError(f"it has a loss of the unknown adapter {min(strange)!r}")
-    check_correct(told.correct, rows, expected.roster)
-    for key, values in told.diagnostics.items():
-        check_most(f"diagnostics.{key}", values, expected.roster.test[rows].tolist())
     if told.active.keys() != expected.ranks.keys():
         raise RefusedError(f"it counts gates at {len(told.active)} sites, {len(expected.ranks)} have some")
-    for key, values in told.active.items():
-        check_most(f"active.{key}", values, [expected.ranks[key]] * len(values))
+    for name, values in (("bytes_down", told.bytes_down), ("bytes_up", told.bytes_up)):
+        check_column(name, values, len(rows))
+    for key, losses in told.losses.items():
+        check_column(f"losses.{key}", losses, len(rows))
+    for key, counts in told.diagnostics.items():
+        check_column(f"diagnostics.{key}", counts, len(rows), expected.roster.test[rows].tolist())
+    for key, counts in told.active.items():
+        check_column(f"active.{key}", counts, len(rows), [expected.ranks[key]] * len(rows))
+    check_correct(told.correct, rows, expected.roster)
 
 
 def check_correct(correct: Mapping[Any, list[int]], rows: Tensor, roster: Roster) -> None:
     if set(correct) != {"validation", "test"}:
         raise RefusedError(f"it scores {', '.join(map(str, correct)) or 'nothing'} in place of validation and test")
     for part, hits in correct.items():
-        check_length(f"correct.{part}", hits, len(rows))
-        check_most(f"correct.{part}", hits, getattr(roster, part)[rows].tolist())
+        check_column(f"correct.{part}", hits, len(rows), getattr(roster, part)[rows].tolist())
 
 
 def check_clients(clients: Sequence[int], known: Sequence[int]) -> None:
@@ -233,13 +228,11 @@ def check_clients(clients: Sequence[int], known: Sequence[int]) -> None:
         raise RefusedError(f"clients {short(list(clients))} are repeated, or none of {known[0]}-{known[-1]}")
 
 
-def check_length(name: str, values: Sequence[Any], length: int) -> None:
-    if len(values) != length:
-        raise RefusedError(f"{name} has {len(values)} values for {length} clients")
-
-
-def check_most(name: str, values: Sequence[int], most: Sequence[int]) -> None:
-    if any(value > limit for value, limit in zip(values, most, strict=True)):
+def check_column(name: str, values: Sequence[Any], clients: int, most: Sequence[int] = ()) -> None:
+    """One value for each client, and none above its limit."""
+    if len(values) != clients:
+        raise RefusedError(f"{name} has {len(values)} values for {clients} clients")
+    if most and any(value > limit for value, limit in zip(values, most, strict=True)):
         raise RefusedError(f"{name} counts {short(values)}, at most {short(list(most))} can be")
 
 
@@ -254,7 +247,13 @@ def check_adapters(found: Mapping[str, Theta], expected: Mapping[str, Theta], le
         held = expected[name]
         check_names(f"adapter {name}", theta, held)
         for leaf, value in theta.items():
-            check_tensor(f"{name}/{leaf}", value, (*lead, *held[leaf].shape), held[leaf].dtype)
+            shape, dtype = (*lead, *held[leaf].shape), held[leaf].dtype
+            if tuple(value.shape) != shape:
+                raise RefusedError(f"{name}/{leaf} has the shape {tuple(value.shape)}, not {shape}")
+            if value.dtype != dtype:
+                raise RefusedError(f"{name}/{leaf} is of {value.dtype}, not {dtype}")
+            if not value.isfinite().all():
+                raise RefusedError(f"{name}/{leaf} holds NaN or infinity")
 
 
 def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -263,15 +262,6 @@ def check_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]
         listed = [f"has the unknown {name!r}" for name in sorted(extra)[:1]]
         listed += [f"lacks {name!r}" for name in sorted(missing)[:1]]
         raise RefusedError(f"{what} {' and '.join(listed)}")
-
-
-def check_tensor(name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
-    if tuple(value.shape) != tuple(shape):
-        raise RefusedError(f"{name} has the shape {tuple(value.shape)}, not {tuple(shape)}")
-    if value.dtype != dtype:
-        raise RefusedError(f"{name} is of {value.dtype}, not {dtype}")
-    if not value.isfinite().all():
-        raise RefusedError(f"{name} holds NaN or infinity")
 
 
 def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roster) -> tuple[Wave, dict[str, Tensor]]:
@@ -287,7 +277,7 @@ def check_begun(parcel: Parcel, asked: Sequence[int], method: str, roster: Roste
     if not set(asked) <= set(told.clients):
         raise RefusedError(f"it is of clients {short(told.clients)}, asked were {short(sorted(asked))}")
     for part, hits in told.correct.items():
-        check_length(f"correct.{part}", hits, len(told.clients))
+        check_column(f"correct.{part}", hits, len(told.clients))
     places = [told.clients.index(client) for client in asked]
     rows = torch.tensor([roster.ids.index(client) for client in asked])
     correct = {part: [hits[place] for place in places] for part, hits in told.correct.items()}
