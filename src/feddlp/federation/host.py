@@ -24,7 +24,7 @@ from feddlp.data.prompts import Prompts
 from feddlp.errors import UserError
 from feddlp.federation.clients import ClientStore, Part, gather, pack
 from feddlp.federation.participation import count_joining
-from feddlp.federation.results import Found
+from feddlp.federation.results import Found, join
 from feddlp.federation.waves import EVALUATION_BATCH, Plan, Wave, make_plan, split
 from feddlp.methods.base import Method, stacked
 from feddlp.model.adapters import Dense, LoRA, Site, Theta
@@ -82,6 +82,15 @@ class Report(NamedTuple):
 
     found: Found
     uploads: Mapping[str, Theta]  # [W, ...]
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """Several waves, or the reports of several machines, as one."""
+    uploads = {
+        name: {leaf: torch.cat([report.uploads[name][leaf] for report in reports]) for leaf in theta}
+        for name, theta in reports[0].uploads.items()
+    }
+    return Report(join([report.found for report in reports]), uploads)
 
 
 class Host:

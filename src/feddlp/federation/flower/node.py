@@ -33,8 +33,8 @@ from feddlp.federation.flower.parcels import Parcel, RefusedError, opened, seale
 from feddlp.federation.flower.proportion import Proportion
 from feddlp.federation.flower.settings import NodeSettings, read_settings, spell
 from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, digest, identity
-from feddlp.federation.host import FederatedData, Host, Lane, Order
-from feddlp.federation.results import Found, join
+from feddlp.federation.host import FederatedData, Host, Lane, Order, joined
+from feddlp.federation.results import Found
 from feddlp.federation.rounds import first_shared
 from feddlp.files import parse_toml
 from feddlp.materials import Materials, Share, prepare
@@ -226,12 +226,7 @@ class Node:
         write_about(folder.path.parent, self.config, self.materials.partition)
         folder.commit(kept.belongs, kept.history)  # whatever is written from now on is no beginning
         host.restore(0, kept.last.clients, kept.last.wave)
-        parts = list(host.play(Order(number, [order.adapters], self.chosen())))
-        found = join([part.found for part in parts])
-        uploads = {
-            name: {leaf: torch.cat([part.uploads[name][leaf] for part in parts]) for leaf in theta}
-            for name, theta in parts[0].uploads.items()
-        }
+        found, uploads = joined(list(host.play(Order(number, [order.adapters], self.chosen()))))
         clients = [self.data.ids[row] for row in found.rows.tolist()]
         facts = {"round": number, "clients": clients, "seconds": round(time.perf_counter() - started, 3)}
         report = Parcel(facts_of(found) | facts, uploads)
@@ -254,14 +249,11 @@ ANSWERS: dict[str, Callable[[Node, Parcel], Parcel]] = {
     "start": lambda node, parcel: node.start(),
     "train": lambda node, parcel: node.train(parcel),
 }
-
-
-def what_was_done(facts: Mapping[str, Any]) -> str:
-    """For those who look after the node."""
-    if facts["kind"] == "hello":
-        return "the server has been told who is here"
-    done = "scored as it begins" if facts["kind"] == "start" else f"round {facts['round'] + 1} is trained and reported"
-    return f"{facts['method']}: {done}"
+DONE = {  # for those who look after the node
+    "hello": "the server has been told who is here",
+    "start": "{method}: scored as it begins",
+    "train": "{method}: round {number} is trained and reported",
+}
 
 
 def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Parcel:
@@ -277,8 +269,9 @@ def answer(parcel: Parcel, node_config: Mapping[str, Any], environment: Mapping[
         settings = read_settings(node_config, environment, told.data.clients)
         about["clients"] = list(settings.clients)
         node = Node(settings, told, parcel.facts)
-        said = ANSWERS[parcel.facts["kind"]](node, parcel)
-        log.info("run %s: %s", told.name, what_was_done(parcel.facts))
+        said = ANSWERS[about["kind"]](node, parcel)
+        done = DONE[about["kind"]].format(method=about["method"], number=(about["round"] or 0) + 1)
+        log.info("run %s: %s", told.name, done)
         return Parcel({**about, **said.facts}, said.adapters)
     except BusyError as error:
         return Parcel({**about, "problem": str(error), "busy": True})

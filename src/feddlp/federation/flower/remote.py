@@ -17,8 +17,8 @@ from feddlp.federation.flower.inquiry import Inquiry, Question, check_quorum, le
 from feddlp.federation.flower.nodes import Nodes, named
 from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.flower.proportion import Proportion
-from feddlp.federation.host import Lane, Order, Report, Roster
-from feddlp.federation.results import Found, join
+from feddlp.federation.host import Lane, Order, Report, Roster, joined
+from feddlp.federation.results import Found
 from feddlp.federation.rounds import first_shared, ranks_at_start
 from feddlp.federation.waves import Wave
 from feddlp.model.adapters import Site, Theta
@@ -78,7 +78,9 @@ class RemoteClients:
             on_step,
         )
         if reports:
-            yield self._in_proportion(in_order(reports), shared, subject, int(present.sum()))
+            report = joined(reports)
+            report = chosen_of(report, report.found.rows.argsort())  # whoever answered first
+            yield self._in_proportion(report, shared, subject, int(present.sum()))
 
     def _in_proportion(self, report: Report, shared: Mapping[str, Theta], subject: str, asked: int) -> Report:
         """What may be averaged of a round; raises UserError where that is less than a quorum."""
@@ -142,16 +144,6 @@ class RemoteClients:
 
     def restore(self, lane: int, blocks: Sequence[ClientsPiece], wave: int) -> None:
         pass
-
-
-def in_order(reports: Sequence[Report]) -> Report:
-    """The reports of all nodes as one, by client, so that nothing depends on who answered first."""
-    found = join([report.found for report in reports])
-    uploads = {
-        name: {leaf: torch.cat([report.uploads[name][leaf] for report in reports]) for leaf in theta}
-        for name, theta in reports[0].uploads.items()
-    }
-    return chosen_of(Report(found, uploads), found.rows.argsort())
 
 
 def chosen_of(report: Report, places: Tensor) -> Report:

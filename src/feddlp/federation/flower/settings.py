@@ -1,17 +1,7 @@
 """What a node decides itself, never the server: which clients it holds, their images, where it keeps their state.
 
-From the SuperNode's `--node-config`; a key that is not there is looked for in the environment, as FEDDLP_STATE_DIR:
-
-    clients     "3", "0-4" or "0-2,7"; or partition-id and num-partitions, as Flower's simulation sets them
-    data        data.dataset here, for example folder:/data/photos; may be left out for rendered data sets alone
-    state-dir   where private adapters, gates and moments are kept
-    checkpoint  model.checkpoint here; may be left out for the embedded one alone
-    device      model.device here
-    name        what the records call this node and its clients
-    memory-limit  training.memory_limit here: GiB, 512MiB, or auto
-    keep-warm   seconds for which a process with the model loaded waits for the next message; 0 = none does
-    tell-classes   yes: the server is told how many images of which class each client has, for the report
-    tell-problems  yes: it is told what is wrong with images or checkpoint, with the names of files
+From the SuperNode's `--node-config`; a key that is not there is looked for in the environment, as FEDDLP_STATE_DIR.
+The keys are the fields of `NodeSettings`, with a hyphen for each underscore.
 """
 
 from __future__ import annotations
@@ -36,15 +26,16 @@ MADE_HERE = ("digits", "glyphs")  # data sets that read no file of the node's ow
 class NodeSettings:
     """A node as its owner configured it."""
 
-    clients: tuple[int, ...]
-    state_dir: Path
-    data: str = ""
-    checkpoint: str = ""
-    device: str = ""
-    memory_limit: Literal["auto"] | float = "auto"  # GiB
-    name: str = ""
-    tell_classes: bool = False
-    tell_problems: bool = False
+    clients: tuple[int, ...]  # "3", "0-4", "0-2,7"; or partition-id and num-partitions, as Flower's simulation has them
+    state_dir: Path  # for private adapters, gates and moments
+    data: str = ""  # data.dataset here, such as folder:/data/photos; may be left out for rendered data sets alone
+    checkpoint: str = ""  # model.checkpoint here; may be left out for the embedded one alone
+    device: str = ""  # model.device here
+    memory_limit: Literal["auto"] | float = "auto"  # training.memory_limit here, in GiB; "512MiB" is read too
+    name: str = ""  # what the records call this node and its clients
+    keep_warm: str = ""  # seconds for which a process with the model loaded waits for a message; 0 = none; see `app`
+    tell_classes: bool = False  # yes: tell the server how many images of which class each client has, for the report
+    tell_problems: bool = False  # yes: tell it what is wrong with images or checkpoint, with the names of files
 
     @property
     def made_here(self) -> bool:
@@ -97,7 +88,7 @@ class NodeSettings:
         )
 
 
-KEYS = (*(field.name.replace("_", "-") for field in fields(NodeSettings)), "keep-warm")
+KEYS = tuple(field.name.replace("_", "-") for field in fields(NodeSettings))
 
 
 def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str], clients: int) -> NodeSettings:
@@ -126,6 +117,7 @@ def read_settings(node_config: Mapping[str, Any], environment: Mapping[str, str]
         device=found["device"],
         memory_limit=read_limit(found["memory-limit"] or "auto"),
         name=found["name"] or own,
+        keep_warm=found["keep-warm"],
         tell_classes=read_yes_or_no("tell-classes", found["tell-classes"]),
         tell_problems=read_yes_or_no("tell-problems", found["tell-problems"]),
     )
