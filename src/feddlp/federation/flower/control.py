@@ -16,8 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from feddlp.errors import OURS, UserError
 from feddlp.federation.flower.bindings import bind
 from feddlp.federation.flower.processes import environment, program, write_settings
@@ -61,7 +59,9 @@ class Control:
         Raises:
             UserError: the SuperLink cannot be reached, or refuses.
         """
-        write_connection(self.home, self.address, self.root_certificates)
+        secure = {"root-certificates": str(self.root_certificates)} if self.root_certificates else {"insecure": True}
+        connection = {"default": "feddlp", "feddlp": {"address": self.address, **secure}}
+        write_settings(self.home / "config.toml", {"superlink": connection})  # Flower's own configuration
         command = [program("flwr"), *words, "--format", "json"]
         done = subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
         try:
@@ -93,9 +93,11 @@ class Control:
 
     def submit(self, run_config: Mapping[str, str], *more: str) -> str:
         """Start a run; its number."""
-        make_folder(self.place)
         settings = write_settings(self.place.absolute() / "run.toml", run_config)
-        app = copy_app(self.place.absolute() / "app")
+        app = self.place.absolute() / "app"  # a copy: Flower may write into it
+        for name in APP:
+            make_folder((app / name).parent)
+            write_whole(app / name, files("feddlp").joinpath("assets/flower-app", name).read_bytes())
         return str(self.ask("run", str(app), "feddlp", "--run-config", str(settings), *more)["run-id"])
 
     def watch(self, run: str, say: Callable[[str], None]) -> None:
@@ -125,11 +127,9 @@ class Control:
 
     def _lines(self, run: str) -> Iterator[str]:
         """What a server says, with Flower's own lines, as it comes."""
-        command = [program("flwr"), "log", run, "feddlp", "--stream"]
+        command, quiet = [program("flwr"), "log", run, "feddlp", "--stream"], subprocess.DEVNULL
         variables = environment(self.home)
-        with subprocess.Popen(
-            command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as stream:
+        with subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=quiet) as stream:
             assert stream.stdout
             try:
                 yield from stream.stdout
@@ -168,20 +168,3 @@ def refusal(said: str) -> str:
     line = re.sub(r"^Using SuperLink: feddlp \S+ (Listing all runs\.\.\. )?", "", " ".join(said.split()))
     known = next((ours for flowers, ours in MEANINGS.items() if flowers in line), "")
     return known or line[-400:] or "no answer"
-
-
-def copy_app(folder: Path) -> Path:
-    """The app folder that `flwr run` is given, as a copy: Flower may write into it."""
-    make_folder(folder / "feddlp_flower")
-    source = files("feddlp").joinpath("assets/flower-app")
-    for name in APP:
-        write_whole(folder / name, source.joinpath(name).read_bytes())
-    return folder
-
-
-def write_connection(home: Path, address: str, root_certificates: Path | None = None) -> None:
-    """Flower's own configuration: the SuperLink named "feddlp"."""
-    secure = {"root-certificates": str(root_certificates)} if root_certificates else {"insecure": True}
-    table = {"superlink": {"default": "feddlp", "feddlp": {"address": address, **secure}}}
-    make_folder(home)
-    write_whole(home / "config.toml", tomli_w.dumps(table).encode())

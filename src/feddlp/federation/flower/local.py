@@ -83,9 +83,7 @@ class LocalFederation:
         (self.port,) = free_ports(1)
         command, variables = machines.link(self.address, HERE, self.place)
         command += ["--simulation"] * self.simulated
-        self.running["link"] = start(
-            "the SuperLink", command, self.place / "link.log", variables | self.simulated_settings()
-        )
+        self.running["link"] = start(command, self.place / "link.log", variables | self.simulated_settings())
         wait_until_up(self.running["link"], self.port)
         self.reporter.note(f"SuperLink on {self.address}; logs in {self.place}")
 
@@ -106,11 +104,6 @@ class LocalFederation:
         found = {"state-dir": str(self.place), **self.own_settings(load_config(self.folder.config))}
         return {variable(key): value for key, value in found.items()}
 
-    def engine_options(self) -> list[str]:
-        if not self.simulated:
-            return []
-        return ["--federation-config", f"num-supernodes={self.nodes} client-resources-num-cpus=1"]
-
     def start_node(self, node: int) -> None:
         """A SuperNode; the one before it, if there was one, is ended."""
         if before := self.running.get(f"node-{node}"):
@@ -118,7 +111,7 @@ class LocalFederation:
         name, settings = f"node-{node}", self.node_config(load_config(self.folder.config), node)
         (port,) = free_ports(1)
         command, variables = machines.node(self.address, port, settings, HERE, self.place)
-        self.running[name] = start(name, command, self.place / f"{name}.log", variables)
+        self.running[name] = start(command, self.place / f"{name}.log", variables)
 
     def node_config(self, config: Config, node: int) -> dict[str, str]:
         """A share of the clients."""
@@ -136,13 +129,15 @@ class LocalFederation:
             UserError: it failed, or one of the processes that it cannot do without died.
         """
         follower = Follower(self.folder.path / "events.jsonl", self.reporter)
+        engine = ["--federation-config", f"num-supernodes={self.nodes} client-resources-num-cpus=1"]
         link = machines.control(self.address, HERE, self.place)
-        link.submit({"run": str(self.folder.path.absolute())}, *self.engine_options())
+        link.submit({"run": str(self.folder.path.absolute())}, *engine * self.simulated)
         began, told = time.monotonic(), set[str]()
         while follower.ended is None:
             time.sleep(FOLLOW)
             self._look_after(told)
-            lost = self._server_is_lost(follower, began)
+            never = follower.server is None and time.monotonic() - began > SERVER_WITHIN
+            lost = never or (follower.server is not None and not is_alive(follower.server))
             follower.follow()
             if lost and follower.ended is None:
                 log = self.running["link"].log
@@ -159,11 +154,6 @@ class LocalFederation:
                 if name == "link":
                     raise UserError(f"the SuperLink died; its log {process.log} ends: {process.tail()}; {self.again}")
                 self.reporter.warn(f"{name} died; its log is {process.log}")
-
-    def _server_is_lost(self, follower: Follower, began: float) -> bool:
-        if follower.server is None:
-            return time.monotonic() - began > SERVER_WITHIN
-        return not is_alive(follower.server)
 
     @property
     def again(self) -> str:

@@ -18,7 +18,7 @@ from feddlp.errors import UserError
 from feddlp.federation.flower import bindings, limits
 from feddlp.federation.flower.control import Control
 from feddlp.federation.flower.keys import parse_address, subject_name
-from feddlp.federation.flower.processes import environment, program, superlink, write_settings
+from feddlp.federation.flower.processes import environment, program, write_settings
 from feddlp.federation.flower.settings import read_settings
 from feddlp.files import make_folder, write_whole
 
@@ -87,7 +87,8 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
     host, port = parse_address(address, "--host")
     check_free(host, port)
     make_folder(place)
-    command = [*superlink(), "--host", host, "--port", str(port)]
+    program("flower-superlink")  # or say how to get it: it is started with our gate before it
+    command = [sys.executable, "-m", "feddlp.federation.flower.gate", "--host", host, "--port", str(port)]
     command += ["--disable-runtime-dependency-installation", "--database", str(place.absolute() / "link.db")]
     variables = environment(place.absolute() / "flwr")
     if trusted.keys is None:
@@ -129,7 +130,6 @@ def node(address: str, port: int, settings: Mapping[str, str], trusted: Trust, p
         read_settings(settings, {}, limits.CLIENTS).check()
     except UserError as error:
         raise UserError(re.sub(r"node-config: ([a-z-]+)=", r"--\1 ", str(error))) from error
-    make_folder(place)
     file = write_settings(place.absolute() / f"node-{port}.toml", {key: text for key, text in settings.items() if text})
     command = [program("flower-supernode"), "--superlink", address, "--port", str(port), "--node-config", str(file)]
     if trusted.keys is None:

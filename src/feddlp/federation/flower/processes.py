@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from feddlp.errors import UserError
-from feddlp.files import write_whole
+from feddlp.files import make_folder, write_whole
 
 UP_WITHIN = 60.0  # seconds that a SuperLink may take to answer
 ANSWERS_WITHIN = 5.0
@@ -60,12 +60,6 @@ def program(name: str) -> str:
     return found
 
 
-def superlink() -> list[str]:
-    """Flower's SuperLink, with our gate before it."""
-    program("flower-superlink")  # or say how to get it
-    return [sys.executable, "-m", "feddlp.federation.flower.gate"]
-
-
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody uses at the moment."""
     with contextlib.ExitStack() as stack:
@@ -79,7 +73,6 @@ def free_ports(count: int) -> list[int]:
 class Running:
     """A process of ours with its log."""
 
-    name: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -89,14 +82,11 @@ class Running:
 
     def stop(self) -> None:
         """End it and all that it started: first asked, then made."""
-        for kind, patience in ((signal.SIGTERM, LAST_WORDS), (signal.SIGKILL, LAST_WORDS)):
+        for kind in (signal.SIGTERM, signal.SIGKILL):  # the latter for what it left behind, too
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, kind)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
-                break
-        with contextlib.suppress(ProcessLookupError):  # what it left behind
-            os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait(LAST_WORDS)
 
     def tail(self, lines: int = 3) -> str:
         """The end of its log, on one line."""
@@ -104,7 +94,7 @@ class Running:
         return " | ".join(line.strip() for line in text[-lines:])
 
 
-def start(name: str, command: Sequence[str], log: Path, variables: Mapping[str, str]) -> Running:
+def start(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> Running:
     """A process in a group of its own, so that Ctrl-C reaches it through us alone."""
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -116,7 +106,7 @@ def start(name: str, command: Sequence[str], log: Path, variables: Mapping[str, 
             start_new_session=True,
             preexec_fn=dies_with_its_parent(),
         )
-    return Running(name, process, log)
+    return Running(process, log)
 
 
 class Tail:
@@ -204,7 +194,8 @@ def wait_until_up(link: Running, port: int) -> None:
         time.sleep(LOOK)
 
 
-def write_settings(file: Path, settings: Mapping[str, str]) -> Path:
+def write_settings(file: Path, settings: Mapping[str, Any]) -> Path:
     """A file that Flower's programs take for --run-config or --node-config, whatever the values hold."""
-    write_whole(file, tomli_w.dumps(dict(settings)).encode())
+    make_folder(file.parent)
+    write_whole(file, tomli_w.dumps(settings).encode())
     return file
