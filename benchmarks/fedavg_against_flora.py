@@ -1,7 +1,7 @@
 """FLoRA beside the federated full fine-tuning that it is compared with: seconds a round, peak memory, bytes.
 
 FLoRA's abstract claims up to 34.72 times faster training and 2.47 times less memory than federated full fine-tuning.
-This plays one round of either on a CLIP ViT-B/32 with random weights (speed does not depend on their values), each in a
+This plays rounds of each on a CLIP ViT-B/32 with random weights (speed does not depend on their values), each in a
 process of its own, with the same batches:
 
     python benchmarks/fedavg_against_flora.py                       # text tower, one client
@@ -34,7 +34,7 @@ CLASSES = 37  # Oxford pets
 
 def federation(name: str, options: argparse.Namespace) -> Federation:
     """Clients with random photographs to train on, and nothing to score, as that would blur it."""
-    backbone = random_backbone(model_config("vit-b-32"), options.adapt, "cpu", torch.float32)
+    backbone = random_backbone(model_config(options.model), options.adapt, "cpu", torch.float32)
     sizes = [options.steps * options.batch] * options.clients
     dealt = random_data(backbone, random_pool(backbone, CLASSES, sizes[0]), sizes, CLASSES)
     data = FederatedData(dealt.ids, dealt.train, dealt.validation, dealt.validation)
@@ -50,7 +50,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     results = [played.play_round()[0] for _ in range(1 + options.rounds)]
     return {
         "method": name,
-        "trained": sum(trainable_parameters(played.lanes[0].method, played.backbone.sites).values()),
+        "trained": sum(trainable_parameters(played.lanes[0].method, played.clients.sites).values()),
         "seconds": statistics.median(result.seconds for result in results[1:]),
         "peak_mib": peak_mib(),
         "sent_mib": (results[-1].bytes_up[0] + results[-1].bytes_down[0]).item() / 2**20,
@@ -59,6 +59,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit-b-32", help="a shape, as model= of feddlp bench")
     parser.add_argument("--adapt", choices=("text", "image"), default="text")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)

@@ -13,18 +13,18 @@ import argparse
 import json
 import socket
 import statistics
+import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from feddlp.config import Config, load_config
 from feddlp.federation.flower.local import LocalFederation
 from feddlp.federation.flower.processes import LOOPBACK
 from feddlp.federation.flower.serving import new_run
-from feddlp.progress import PlainReporter
-from feddlp.records import read_lines
+from feddlp.progress import Console, PlainReporter
 
 NODES = 2
 
@@ -76,11 +76,17 @@ class Measured(LocalFederation):
 class Clock(PlainReporter):
     """Reads the relay when a round is over."""
 
-    def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
-        self.rows, self.bytes = [], []
+    federation: Measured
 
-    def round_finished(self, row) -> None:
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True))
+        self.rows: list[Mapping[str, Any]] = []
+        self.bytes: list[dict[str, int]] = []
+
+    def line(self, text: str) -> None:
+        pass
+
+    def round_finished(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
         self.bytes.append(dict(self.federation.relay.counts))
 
@@ -116,7 +122,7 @@ def measure(rounds: int, adapt: str, warm: bool, more: list[str]) -> dict[str, f
 def slowest(folder: Path) -> list[float]:
     """Seconds that the slower node trained, by round."""
     found: dict[int, float] = {}
-    for line in read_lines(folder / "events.jsonl"):
+    for line in map(json.loads, (folder / "events.jsonl").read_text().splitlines()):
         if line["event"] == "answered":
             (about,) = line["said"]
             round = int(about["subject"].split()[-1])
@@ -124,17 +130,17 @@ def slowest(folder: Path) -> list[float]:
     return [found[round] for round in sorted(found)]
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the demo")
     parser.add_argument("--adapt", action="append", help="a tower, or several (image and both)")
     parser.add_argument("--warm", action="store_true", help="leave out what loads model and images anew")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     for adapt in asked.adapt or ("image", "both"):
         for warm in (True,) if asked.warm else (False, True):
             print(json.dumps({"adapt": adapt, "warm": warm, **measure(asked.rounds, adapt, warm, asked.words)}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "client_store": options.store,
             },
         })  # fmt: skip
-        folder = experiment.run(config, clock)  # type: ignore[arg-type]
+        folder = experiment.run(config, clock)
         size = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / MIB
     timed = clock.rounds[WARM_UP:]
     mean = {key: sum(each.get(key, 0.0) for each in timed) / len(timed) for key in ("round", "fit", "correct")}

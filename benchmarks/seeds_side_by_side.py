@@ -1,7 +1,7 @@
 """Three seeds in one stack beside three runs, one after the other: seconds a round, in turns, with medians.
 
 python benchmarks/seeds_side_by_side.py                    # FedDLP on the digits, image tower
-python benchmarks/seeds_side_by_side.py --adapt text --seeds 5
+python benchmarks/seeds_side_by_side.py model.adapt=text --seeds 5
 """
 
 from __future__ import annotations

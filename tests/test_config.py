@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import tomllib
 from dataclasses import asdict
 from importlib.resources import files
@@ -324,7 +326,8 @@ choices = st.fixed_dictionaries(
 def test_the_written_configuration_is_the_same_again(table):
     config = Config(**table)
     again = Config(**tomllib.loads(config.to_toml()))
-    assert again.model_dump(exclude={"method"}) == config.model_dump(exclude={"method"})
+    written = {"method", "rates"}
+    assert again.model_dump(exclude=written) == config.model_dump(exclude=written)
     assert again.build_methods() == config.build_methods()
     assert Config(**tomllib.loads(again.to_toml())) == again
     assert again.to_toml() == config.to_toml()
@@ -403,3 +406,55 @@ def test_a_memory_limit_is_read_in_the_units_people_write(text, gib):
 def test_another_memory_limit_is_refused_in_one_line(text):
     with pytest.raises(UserError, match=r"training\.memory_limit=.*write auto, a number of GiB, or for example 512MiB"):
         load_config(None, [f"training.memory_limit={text}"])
+
+
+# Files that nobody should wait for
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    (tmp_path / "my.toml").write_text('name = "bom"\n', encoding="utf-8-sig")
+    assert load_config(tmp_path / "my.toml").name == "bom"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_a_device_is_no_configuration(tmp_path, make):
+    make(tmp_path / "my.toml")
+    assert "cannot read the configuration" in refusal(path=tmp_path / "my.toml")
+    assert "my.toml (not a regular file)" in refusal(path=tmp_path / "my.toml")
+
+
+DEEP = 100_000
+NESTED = ["a=" + "[" * DEEP, "a." * DEEP + "b=1", "[" + "a." * DEEP + "b]", "[[" + "a . " * DEEP + "b]]"]
+NESTED += ['"x"' + ".'y'" * DEEP + "=1", "a={b=" * DEEP, "a={" + "b." * DEEP + "c=1}", "method." + "a." * 150 + "b=1"]
+
+
+@pytest.mark.parametrize("place", range(len(NESTED)))
+def test_a_file_that_is_nested_without_end_is_refused_at_once(write, place):
+    started = time.process_time()
+    message = refusal(path=write(NESTED[place]))
+    assert "my.toml is not valid TOML: " in message
+    assert len(message) < 300
+    assert time.process_time() - started < 5
+
+
+def test_a_file_of_many_lines_is_refused_at_once(tmp_path):
+    with (tmp_path / "my.toml").open("wb") as file:
+        file.truncate(2**30)
+    assert "more than 1,048,576 bytes" in refusal(path=tmp_path / "my.toml")
+
+
+def test_an_override_that_is_nested_without_end_is_refused():
+    assert "a is not a configuration key" in refusal("a." * 50_000 + "b=1")
+    assert "seed" in refusal("seed=1\n" + "a." * 50_000 + "b=1")
+
+
+def test_values_with_many_dots_are_values(write):
+    text = f'[data]\ntemplate = "{"." * 300} {{}}"\n# {"a." * 90}\n[method]\nlr = 0.5\n'
+    assert load_config(write(text)).data.template.endswith("{}")
+
+
+@pytest.mark.parametrize("key", ["data.dataset=folder:", "model.checkpoint=", "runs_dir=", "data.template={}"])
+def test_what_no_record_can_hold_is_refused_before_the_work(key):
+    message = refusal(key + os.fsdecode(b"caf\xe9"))
+    assert f"{key.partition('=')[0].rpartition('.')[2]} = " in message
+    assert "not UTF-8" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, Sig
 
 from checkpoints import TOWERS
 from feddlp import api
+from feddlp.card import model_card
 from feddlp.config import load_config
 from feddlp.data.prompts import class_prompts
 from feddlp.errors import UserError
@@ -26,9 +28,10 @@ from feddlp.manifest import Manifest
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.hub import EMBEDDED
+from feddlp.names import printable
 from feddlp.progress import PlainReporter
 from feddlp.records import RunFolder
-from feddlp.trained import low_rank, read_client, unchanged
+from feddlp.trained import ClientModel, low_rank, names_of, number_of, read_client, unchanged
 
 LOCAL = [(name, "local") for name in ("feddlp", "pruned", "gone", "flora", "local", "feddat", "combined", "ffa")]
 GLOBAL = [(name, "global") for name in ("feddlp", "feddat", "ffa", "ensemble")]
@@ -325,3 +328,57 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     with pytest.raises(UserError, match="not an empty folder"):
         check_free(tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "README.md"]
+
+
+# Who is meant
+
+
+@pytest.fixture
+def numbered(tmp_path) -> RunFolder:
+    """Clients whose names are numbers."""
+    (tmp_path / "partition.json").write_text(json.dumps({"client_names": ["1", "2", "3", "east", "4"]}))
+    return RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        (1, 1), ("0", 0), ("4", 4), ("east", 3), ("number:1", 1), ("name:1", 0), ("name:3", 2), ("number:0", 0),
+        ("7", 7),
+    ],
+)  # fmt: skip
+def test_a_client_is_meant_by_number_or_by_name(numbered, given, number):
+    assert number_of(numbered, given) == number
+
+
+@pytest.mark.parametrize("given", ["1", "2", "3"])
+def test_what_is_one_clients_number_and_anothers_name_is_refused(numbered, given):
+    other = names_of(numbered)[int(given)]
+    line = (
+        rf"client {given} \({other}\) by its number, and client {int(given) - 1} \({given}\) by its name; write number"
+    )
+    with pytest.raises(UserError, match=line):
+        number_of(numbered, given)
+
+
+@pytest.mark.parametrize("given", ["west", "9" * 5000, "name:9", "number:x", "-1"])
+def test_what_is_no_client_is_refused(numbered, given):
+    with pytest.raises(UserError, match=f"--client {given} is no number"):
+        number_of(numbered, given)
+
+
+@pytest.mark.parametrize("name", ["a | b", "x\x1b]0;owned\x07", "a\nlicense: mine", "\u202etxt.exe"])
+def test_a_card_shows_names_and_obeys_none(name, tmp_path):
+    config = load_config(None, ["name=x"])
+    manifest = Manifest(
+        checkpoint="tiny-clip", adapt="image", dtype="float32", backbone="", class_names=[name], template=f"{{}}{name}",
+        data=f"folder:{name}", method="feddlp", client=1, client_name=name, seed=0, round=1, adapter="local",
+    )  # fmt: skip
+    folder = RunFolder(tmp_path)
+    folder.record_clients([])
+    model = ClientModel("feddlp", 1, 0, 1, "local", config.build_methods()["feddlp"], {}, "local")
+    card = model_card(folder, config, model, manifest, {})
+    assert not {sign for sign in card if unicodedata.category(sign)[0] == "C"} - {"\n"}
+    assert "license: mine" not in card.split("\n")
+    assert f"# feddlp, client 1 ({printable(name)})" in card
+    assert all(line.count("|") == 3 for line in card.split("\n") if line.startswith("|"))

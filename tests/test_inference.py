@@ -176,13 +176,105 @@ def test_a_damaged_manifest_is_named(copy, content):
         load_predictor(copy)
 
 
-def test_an_adapter_with_half_a_layer_is_named(copy):
+def spoil(tensors: dict[str, torch.Tensor], how: str) -> None:
+    """Something that an export never writes, at one layer."""
+    down, up = sorted(name for name in tensors if "layers.1.mlp.fc1" in name)
+    if how in ("nan", "inf", "-inf"):
+        tensors[up][-1, -1] = float(how)
+    elif how in ("int32", "bool", "float16", "float64"):
+        tensors[up] = tensors[up].to(getattr(torch, how))
+    elif how in ("no A", "no B"):
+        tensors.pop(down if how == "no A" else up)
+    elif how == "no layer":
+        tensors.pop(down), tensors.pop(up)
+    elif how == "nothing":
+        tensors.clear()
+    elif how == "one more":
+        tensors["base_model.model.classifier.weight"] = torch.ones(2)
+    elif how == "the same under another name":
+        tensors[down.removeprefix("base_model.model.")] = tensors[down].clone()
+    elif how == "another layer":
+        tensors[down.replace("fc1", "fc9")], tensors[up.replace("fc1", "fc9")] = tensors.pop(down), tensors.pop(up)
+    elif how == "rank 0":
+        tensors[down], tensors[up] = tensors[down][:0].clone(), tensors[up][:, :0].clone()
+    elif how == "transposed":
+        tensors[down] = tensors[down].T.contiguous()
+    elif how == "no axis":
+        tensors[down] = torch.tensor(1.0)
+    elif how == "another rank":
+        tensors[down], tensors[up] = tensors[down][:1].clone(), tensors[up][:, :1].clone()
+
+
+SPOILT = {
+    "holds no layer": ["nothing"],
+    "holds other tensors than an A and a B of each layer": ["no A", "no B", "one more", "the same under another name"],
+    "does not fit the base checkpoint at ": ["another layer", "rank 0", "transposed", "no axis"],
+    "that are not finite float32 numbers": ["nan", "inf", "-inf", "int32", "bool", "float16", "float64"],
+    "adapter_config.json does not describe the layers in adapter_model.safetensors": ["no layer", "another rank"],
+}
+
+
+@pytest.mark.parametrize(("part", "how"), [(part, how) for part, every in SPOILT.items() for how in every])
+def test_an_adapter_that_no_export_writes_is_refused_and_named(copy, part, how):
     file = copy / "adapter_model.safetensors"
     tensors = load_file(file)
-    tensors.pop(next(name for name in tensors if "lora_B" in name))
+    spoil(tensors, how)
     save_file(tensors, file)
-    with pytest.raises(UserError, match="lacks an A or a B of a layer"):
+    with pytest.raises(UserError, match=r"copy/adapter_(model\.safetensors|config\.json) .*; export it again") as found:
         load_predictor(copy)
+    assert part in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": 64}, {"lora_alpha": 1}, {"rank_pattern": {}}, {"alpha_pattern": None}, {"target_modules": ["q_proj"]},
+        {"use_rslora": True}, {"fan_in_fan_out": True}, {"peft_type": "IA3"}, {"bias": "all"}, {"target_modules": 3},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_contradicts_the_tensors_is_refused(copy, change):
+    file = copy / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=r"adapter_config.json does not describe the layers"):
+        load_predictor(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff", b"[" * 100_000])
+def test_a_damaged_configuration_of_the_adapter_is_named(copy, content):
+    (copy / "adapter_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"adapter_config.json cannot be read"):
+        load_predictor(copy)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "feddlp.json"])
+@pytest.mark.parametrize("how", ["gone", "folder", "pipe"])
+def test_what_is_not_a_file_is_named(copy, name, how):
+    (copy / name).unlink()
+    if how != "gone":
+        (Path.mkdir if how == "folder" else os.mkfifo)(copy / name)
+    with pytest.raises(UserError, match=name):
+        load_predictor(copy)
+
+
+def test_numbers_that_overflow_are_no_prediction(copy, digits):
+    file = copy / "adapter_model.safetensors"
+    save_file({name: value.sign() * 1e30 for name, value in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="predicts numbers that are not finite"):
+        load_predictor(copy).predict(to_pictures(digits.images[:1]))
+
+
+def test_an_adapter_without_a_rank_left_still_predicts_as_the_base(played, digits, tmp_path):
+    pictures = to_pictures(digits.images[:3])
+    played("image").export(CLIENT, tmp_path / "gone", "gone")
+    base = played("image").client(CLIENT, "zero_shot").predict(pictures)
+    assert load_predictor(tmp_path / "gone").predict(pictures) == base
+
+
+def test_the_commands_refuse_a_spoilt_adapter_in_one_line(feddlp, copy, photos):
+    file = copy / "adapter_model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(file).items()}, file)
+    for words in (["predict", "photos"], ["evaluate", "--data", "digits"]):
+        assert_mistake(feddlp(*words, "--adapter", str(copy)), "adapter_model.safetensors", "export it again")
 
 
 def test_an_adapter_of_another_tower_does_not_fit(played, copy, tmp_path):
@@ -269,7 +361,7 @@ def test_unknown_classes_are_told_before_images_are_opened(feddlp, taken, photos
         (["export", "RUN", "--client", "2", "--to", "photos"], "--to photos is there already"),
         (["export", "RUN", "--client", "2", "--to", "photos/notes.txt/x"], "cannot write there"),
         (["export", "RUN", "--client", "2", "--to", "x", "--seed", "5"], "--seed 5"),
-        (["export", "RUN", "--client", "2", "--to", "x", "--adapter", "lokal"], "did you mean local"),
+        (["export", "RUN", "--client", "2", "--to", "x", "--adapter", "lokal"], "is not one of 'local', 'global'"),
         (["export", "photos", "--client", "2", "--to", "x"], "photos is not a run folder"),
     ],
 )

@@ -72,6 +72,12 @@ def test_every_feddlp_command_works_as_written(home):
     assert runs_in(home) == {"demo", "try", "mine", "many", "reproduce"}
 
 
+def test_the_cpu_build_is_the_pinned_version():
+    (words,) = [words for words in COMMANDS if words[0] == ".venv/bin/pip"]
+    assert words[1:] == ["install", words[2], "--index-url", "https://download.pytorch.org/whl/cpu"]
+    assert words[2] in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 @pytest.mark.faults
 def test_so_does_the_one_that_starts_a_federation(tmp_path):
     (words,) = (words[1:] for words in COMMANDS if words[1] == "federate")

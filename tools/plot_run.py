@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,11 +13,11 @@ import matplotlib.pyplot as plt
 COLOURS = {"feddlp": "#c2410c", "flora": "#1d4ed8", "local": "#15803d", "zero_shot": "#57534e"}
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
 
     mpl.rcParams["svg.hashsalt"] = "feddlp"  # the same run gives the same file
     rows = [json.loads(line) for line in (options.run / "rounds.jsonl").read_text().splitlines()]
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

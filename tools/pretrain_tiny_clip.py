@@ -102,7 +102,8 @@ class Encoder:
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: int) -> Tensor:
     """CLIP's symmetric loss inside each group. images and texts (groups * n, d)"""
-    logits = scale * images.unflatten(0, (groups, -1)) @ texts.unflatten(0, (groups, -1)).mT  # (groups, n, n)
+    images, texts = (side.view(groups, -1, side.shape[-1]) for side in (images, texts))
+    logits = scale * images @ texts.mT  # (groups, n, n)
     targets = torch.arange(logits.shape[-1]).expand(groups, -1)
     return (F.cross_entropy(logits.mT, targets) + F.cross_entropy(logits, targets)) / 2
 
@@ -137,7 +138,7 @@ def pretrain(encoder: Encoder, steps: int, groups: int, peak: float, seed: int) 
             image_features, text_features = encoder.images(images), encoder.texts(captions)
         loss = contrastive_loss(image_features.float(), text_features.float(), scale, groups)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(encoder.model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 99:

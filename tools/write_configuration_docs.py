@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import feddlp
 from feddlp.config import Config
@@ -52,7 +53,7 @@ def method_rows() -> list[str]:
         f"- all methods with a gated LoRA: {listed('feddlp', own(GatedMethod))}.",
     ]
     common = {*own(Method), *own(LoRAMethod), *own(GatedMethod)}
-    families = {GatedMethod: ", with a gated LoRA", LoRAMethod: ", with LoRA", Method: ""}
+    families: dict[type[Any], str] = {GatedMethod: ", with a gated LoRA", LoRAMethod: ", with LoRA", Method: ""}
     for name, method in registry().items():
         summary = (method.__doc__ or "").splitlines()[0].rstrip(".")
         family = next(text for base, text in families.items() if issubclass(method, base))
@@ -61,7 +62,7 @@ def method_rows() -> list[str]:
     return lines + variant_rows() + preset_rows()
 
 
-def own(method: type[Method]) -> list[str]:
+def own(method: type[Any]) -> list[str]:
     """The fields that a class adds to its bases."""
     return [name for name in method.__annotations__ if name in {field.name for field in fields(method)}]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -32,7 +31,7 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName, Splits
 from feddlp.data.source import OnBadImage, Resizing
 from feddlp.errors import UserError, nearest
-from feddlp.files import read_given
+from feddlp.files import MOST_TOML, parse_toml, read_given
 from feddlp.hyperparameters import (
     CHECKED,
     PresetName,
@@ -49,16 +48,13 @@ from feddlp.hyperparameters import (
 from feddlp.methods import find_again, registry
 from feddlp.model import Adapt
 from feddlp.model.hub import EMBEDDED
+from feddlp.names import is_text
 from feddlp.provenance import Rate, check_tuning, is_open, recorded
 
 if TYPE_CHECKING:
     from feddlp.methods.base import Method
 
 Table = dict[str, Any]
-MOST_TOML = 2**20
-PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
-"""One of a hundred parts: the time that the library takes grows with their square."""
 
 
 def split_names(value: Any) -> Any:
@@ -257,7 +253,7 @@ class Config(Section):
     def to_toml(self) -> str:
         """Every key with its value, method fields included, and what a run records: a file that runs this again."""
         text = tomli_w.dumps(self._table() | recorded(self))
-        if garbled := [line for line in text.split("\n") if line != line.encode(errors="replace").decode()]:
+        if garbled := [line for line in text.split("\n") if not is_text(line)]:
             raise UserError(f"{garbled[0]}: not UTF-8, so no record can hold it; rename the file or folder")
         return text
 
@@ -287,22 +283,6 @@ def parse_value(text: str) -> Any:
         return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text
-
-
-def parse_toml(text: str) -> Table:
-    """TOML, as far as it is of a size and depth that the library reads within seconds.
-
-    Raises:
-        ValueError: it is not TOML, or too long or too deep.
-    """
-    if len(text) > MOST_TOML:
-        raise ValueError(f"more than {MOST_TOML:,} characters")
-    try:
-        if LONG_KEY.search(text):
-            raise RecursionError
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def apply_override(table: Table, override: str) -> None:

@@ -104,12 +104,8 @@ def welcome(entries: Sequence[Entry], name: str, federation: Federation, host: H
 
 def open_folder(entry: Entry, materials: Materials, reporter: Reporter) -> None:
     """Check that the folder belongs to this experiment, and cut its records back to the last checkpoint."""
-    config = entry.config
-    fingerprints = {
-        "configuration": config.fingerprint(),
-        "code": code_of(own_methods(config)),
-        **materials.fingerprints,
-    }
+    code = code_of(own_methods(entry.config))
+    fingerprints = {"configuration": entry.config.fingerprint(), "code": code, **materials.fingerprints}
     check_environment(entry.folder, fingerprints, reporter)
     entry.folder.rewind()
     entry.folder.write_partition(materials.partition)

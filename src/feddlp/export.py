@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +33,7 @@ from feddlp.config import Config, load_config
 from feddlp.data.datasets import FROM_DISK
 from feddlp.errors import UserError
 from feddlp.files import sync_folder
-from feddlp.inference import load_base
+from feddlp.inference import CONFIG, WEIGHTS, key_of, load_base, peft_config
 from feddlp.manifest import FILE, Manifest
 from feddlp.model.adapters import Dense, sites_of
 from feddlp.model.backbone import Backbone, trained_dtype
@@ -42,7 +41,6 @@ from feddlp.records import RunFolder
 from feddlp.trained import ClientModel, Factors, classes_of, differences, is_low_rank, low_rank, names_of
 
 CARD = "README.md"
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -158,33 +156,11 @@ def write_adapter(config: Config, factors: Factors, folder: Path) -> None:
     """The two files of a PEFT adapter."""
     tensors = {}
     for site, (down, up) in factors.items():
-        tensors[f"{PREFIX}{site}.lora_A.weight"] = down.contiguous()
-        tensors[f"{PREFIX}{site}.lora_B.weight"] = up.contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        tensors[key_of(site, "A")], tensors[key_of(site, "B")] = down.contiguous(), up.contiguous()
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     ranks = {site: len(down) for site, (down, _) in factors.items()}
     content = json.dumps(peft_config(place_of(config.model.checkpoint), ranks), indent=1)
-    (folder / "adapter_config.json").write_text(content, encoding="utf-8")
-
-
-def peft_config(base: str, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """adapter_config.json; alpha = rank everywhere, for the scaling is in the weights."""
-    highest = max(ranks.values())
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "r": highest,
-        "lora_alpha": highest,
-        "rank_pattern": dict(ranks),
-        "alpha_pattern": dict(ranks),
-        "target_modules": list(ranks),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "lora_dropout": 0.0,
-        "use_rslora": False,
-        "modules_to_save": None,
-    }
+    (folder / CONFIG).write_text(content, encoding="utf-8")
 
 
 def merged(manifest: Manifest, model: ClientModel) -> Backbone:

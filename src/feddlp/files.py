@@ -5,14 +5,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from feddlp.errors import UserError
+
+MOST_TOML = 2**20
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+LONG_KEY = re.compile(rf"(?<![\w.-]){PART}(?:[ \t]*+\.[ \t]*+{PART}){{99}}")
+"""One of a hundred parts: the time that the library takes grows with their square."""
 
 MIB = 2**20
 
@@ -90,15 +98,10 @@ def append(path: Path, text: str) -> None:
 
 
 def read_given(path: Path, most: int = 2**30) -> bytes:
-    """The content of a file that somebody gives.
-
-    Raises:
-        OSError: it cannot be read; a pipe or device, which may never end, or more than `most` bytes.
-    """
-    status = path.stat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    """The content of a file that somebody gives; a pipe or device, which may never end, is an OSError."""
+    if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
-    if status.st_size > most:
+    if path.stat().st_size > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
     return path.read_bytes()
 
@@ -117,6 +120,22 @@ def read(path: Path, most: int = sys.maxsize) -> bytes | None:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); restore it from a backup, or put it right"
         ) from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML, as far as it is of a size and depth that the library reads within seconds.
+
+    Raises:
+        ValueError: it is not TOML, or too long or too deep.
+    """
+    if len(text) > MOST_TOML:
+        raise ValueError(f"more than {MOST_TOML:,} characters")
+    try:
+        if LONG_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def checksum(content: bytes) -> str:

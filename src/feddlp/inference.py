@@ -8,10 +8,12 @@ A model keeps the form in which it was trained, adapters beside the frozen weigh
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -33,13 +35,16 @@ from feddlp.manifest import Manifest
 from feddlp.materials import pick_device
 from feddlp.methods.base import Forward as AnyForward
 from feddlp.model import Adapt
-from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Theta
+from feddlp.model.adapters import Adapter, FeatureSite, LoRA, Site, Theta
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
 from feddlp.model.forward import Forward
-from feddlp.trained import ClientModel, Rule, has_both_factors
+from feddlp.trained import ClientModel, Rule
 
+T = TypeVar("T")
 BATCH = 64
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
 Given = str | Path | Image.Image
 OnProgress = Callable[[int, int], None]
 
@@ -110,7 +115,12 @@ class Predictor:
         if "image" not in self.backbone.adapted_towers:
             inputs = self.backbone.encode_images(inputs)
         labels = torch.zeros(1, len(inputs), dtype=torch.int64, device=inputs.device)
-        return self.rule(self.forward, Batch(inputs[None], labels, labels == 0))[0]
+        logits = self.rule(self.forward, Batch(inputs[None], labels, labels == 0))[0]
+        if not logits.isfinite().all():
+            raise UserError(
+                "the model predicts numbers that are not finite, so its weights are damaged; export it again"
+            )
+        return logits
 
     def predict(self, images: Given | Iterable[Given], top: int = 3) -> list[Prediction]:
         """The likeliest classes of images, or of a single one, given as paths or as Pillow images; see `stream`."""
@@ -248,25 +258,63 @@ def read_adapter(folder: Path, backbone: Backbone) -> Theta:
     """A PEFT adapter that we wrote, as the adapter of one client.
 
     Raises:
-        UserError: damaged, or it does not fit the backbone.
+        UserError: damaged, not finite, or it does not fit the backbone.
     """
-    file = folder / "adapter_model.safetensors"
+    file, about = folder / WEIGHTS, folder / CONFIG
+    tensors, config = parsed(file, load), parsed(about, lambda content: dict(json.loads(content)))
+    layers = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
+    if fault := next(faults(tensors, layers, backbone.sites), ""):
+        raise UserError(f"{file} {fault}; export it again")
+    expected = peft_config(config.get("base_model_name_or_path"), {at: len(tensors[key_of(at, "A")]) for at in layers})
+    if any(config.get(key) != value for key, value in expected.items()):
+        raise UserError(f"{about} does not describe the layers in {file.name}; export it again")
+    return {f"{layer}.{kind}": tensors[key_of(layer, kind)][None] for layer in layers for kind in "AB"}
+
+
+def parsed(file: Path, parse: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
     try:
-        tensors = load(read_given(file, sys.maxsize))
-    except (OSError, safetensors.SafetensorError) as error:
+        return parse(read_given(file, sys.maxsize))
+    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); export it again") from error
-    theta = {leaf_of(key): value[None] for key, value in tensors.items()}
-    for leaf, value in theta.items():
-        layer, _, kind = leaf.rpartition(".")
-        rank = len(theta[f"{layer}.A"][0]) if f"{layer}.A" in theta else 0
-        site = backbone.sites.get(layer, FeatureSite(0))
-        if value[0].shape != LoRA(rank or 1).shapes(layer, site).get(kind):
-            raise UserError(f"{file}: {leaf} does not fit the base checkpoint; export it again")
-    if not has_both_factors(theta):
-        raise UserError(f"{file} lacks an A or a B of a layer; export it again")
-    return theta
 
 
-def leaf_of(key: str) -> str:
-    """base_model.model.LAYER.lora_A.weight -> LAYER.A"""
-    return key.removeprefix("base_model.model.").removesuffix(".weight").replace(".lora_", ".")
+def faults(tensors: Mapping[str, Tensor], layers: Sequence[str], sites: Mapping[str, Site]) -> Iterator[str]:
+    """What is wrong with the tensors of a file. An adapter whose ranks are all pruned still has one layer, of zeros."""
+    if not tensors:
+        yield "holds no layer"
+    if tensors.keys() != {key_of(layer, kind) for layer in layers for kind in "AB"}:
+        yield "holds other tensors than an A and a B of each layer"
+    for layer in layers:
+        factors = {kind: tensors[key_of(layer, kind)] for kind in "AB"}
+        rank = len(factors["A"]) if factors["A"].ndim else 0
+        shapes = LoRA(rank or 1).shapes(layer, sites.get(layer, FeatureSite(0)))
+        if {kind: value.shape for kind, value in factors.items()} != shapes:
+            yield f"does not fit the base checkpoint at {layer}"
+        if not all(value.dtype == torch.float32 and value.isfinite().all() for value in factors.values()):
+            yield f"holds values at {layer} that are not finite float32 numbers"
+
+
+def key_of(layer: str, kind: str) -> str:
+    """What PEFT calls the A or B of a layer."""
+    return f"{PREFIX}{layer}.lora_{kind}.weight"
+
+
+def peft_config(base: object, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """adapter_config.json; alpha = rank everywhere, for the scaling is in the weights."""
+    highest = max(ranks.values())
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": highest,
+        "lora_alpha": highest,
+        "rank_pattern": dict(ranks),
+        "alpha_pattern": dict(ranks),
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "modules_to_save": None,
+    }

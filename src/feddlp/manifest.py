@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddlp.data.source import Resizing
 from feddlp.errors import UserError
@@ -35,7 +35,7 @@ class Manifest(BaseModel):
     dtype: Literal["float32", "bfloat16", "float64"]
     resize: Resizing = "crop"
     backbone: str
-    class_names: list[str]
+    class_names: list[str] = Field(min_length=1)
     template: str
     data: str
     method: str
@@ -48,13 +48,8 @@ class Manifest(BaseModel):
     @property
     def owner(self) -> str:
         """Whose model it is; a client by its number and, where the data name it, by its name."""
-        if self.adapter == "global":
-            return "the server"
-        return f"client {self.client}{f' ({self.client_name})' if self.client_name else ''}"
-
-    @property
-    def about(self) -> str:
-        return f"{self.method} of {self.owner} after round {self.round}"
+        client = f"client {self.client} ({self.client_name})" if self.client_name else f"client {self.client}"
+        return client if self.adapter == "local" else "the server"
 
     @property
     def merged(self) -> bool:

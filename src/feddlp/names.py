@@ -14,6 +14,8 @@ from feddlp.errors import UserError
 
 FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet computes
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Control, format, surrogate, private and unassigned characters, and separators of lines and paragraphs."""
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -23,35 +25,25 @@ def printable(text: object, keep: str = "") -> str:
         keep: characters that stay, such as the newline where the text has several lines.
     """
     whole = str(text)
-    hidden = [sign for sign in set(whole) - set(keep) if is_hidden(unicodedata.category(sign))]
+    hidden = {sign for sign in set(whole) - set(keep) if unicodedata.category(sign) in HIDDEN}
     return whole.translate({ord(sign): sign.encode("unicode_escape").decode() for sign in hidden})
-
-
-def is_hidden(category: str) -> bool:
-    """Control, format, surrogate, private and unassigned characters, and separators of lines and paragraphs."""
-    return category[0] == "C" or category in ("Zl", "Zp")
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """A table for people: text is printable, and none of it is a formula; numbers stay as they are."""
+
+    def cell(value: Any) -> Any:
+        text = printable(value) if isinstance(value, str) else ""
+        return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text or value
+
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([csv_cell(value) for value in row] for row in rows)
+    csv.writer(table, lineterminator="\n").writerows(map(cell, row) for row in rows)
     return table.getvalue()
 
 
-def csv_cell(value: Any) -> Any:
-    text = printable(value) if isinstance(value, str) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
-
-
-def check_text(given: str, what: str, names: Iterable[str]) -> None:
-    """Refuse names that no record can hold.
-
-    Raises:
-        UserError: one that is not UTF-8.
-    """
-    if garbled := [name for name in names if name != name.encode(errors="replace").decode()]:
-        raise UserError(f"data.dataset={given} has the {what} name {garbled[0]!r}, which is not UTF-8; rename it")
+def is_text(name: str) -> bool:
+    """Whether a record can hold it: names of files may be no UTF-8."""
+    return name == name.encode(errors="replace").decode()
 
 
 def nfc(name: str) -> str:
@@ -62,14 +54,12 @@ def read_classes(given: str, written: Iterable[str]) -> dict[str, str]:
     """Class names as they are written -> as they stand in prompts: in NFC; a minus at the beginning stays.
 
     Raises:
-        UserError: two become the same, or one is not UTF-8.
+        UserError: two become the same.
     """
     names: dict[str, str] = {}  # as in prompts -> as written
     for name in dict.fromkeys(written):
-        check_text(given, "class", [name])
-        twin = names.setdefault(nfc(re.sub("_|(?<=.)-", " ", name)), name)
-        if twin != name:
-            shown = " and ".join(f"{one!r}{'' if one.isascii() else f' ({one!a})'}" for one in (twin, name))
+        if (twin := names.setdefault(nfc(re.sub("_|(?<=.)-", " ", name)), name)) != name:
+            shown = " and ".join(repr(one) if one.isascii() else f"{one!r} ({one!a})" for one in (twin, name))
             raise UserError(f"data.dataset={given} has classes whose prompts would be alike ({shown}); rename one")
     return {name: shown for shown, name in names.items()}
 

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from feddlp.inference import ClassScore, Prediction
 
 
-def printer(console: Console) -> Console:
-    """The terminal as it is; pipes and files get 100 columns."""
-    return console if console.is_terminal else Console(width=100)
-
-
 def print_list(lines: dict[str, str]) -> None:
     width = max(map(len, lines))
     for name, line in lines.items():
@@ -44,17 +39,16 @@ def print_run(folder: RunFolder, console: Console) -> None:
         raise UserError(f"{folder.path} holds models that were taken from a node, and no scores; see feddlp export")
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
-    out = printer(console)
-    out.print(*comparison(summarise(rows), str(folder.path)))
+    console.print(*comparison(summarise(rows), str(folder.path)), crop=False)
     if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
-        out.print(f"{described(rates)}.", highlight=False, markup=False)
+        console.print(f"{described(rates)}.", soft_wrap=True)
     if newcomers := folder.read_newcomers():
-        out.print(newcomers_table(newcomers))
+        console.print(newcomers_table(newcomers), crop=False)
     if names := names_of_clients(folder):
-        out.print(f"Clients: {names}.", highlight=False, markup=False)
+        console.print(f"Clients: {names}.", soft_wrap=True)
     if lack := unfinished(folder):
-        out.print(f"Unfinished {lack}.")
-        out.print(f"Go on with: feddlp resume {folder.path}", soft_wrap=True)
+        console.print(f"Unfinished {lack}.")
+        console.print(f"Go on with: feddlp resume {folder.path}", soft_wrap=True)
 
 
 def names_of_clients(folder: RunFolder) -> str:
@@ -86,7 +80,7 @@ def print_finished(folder: RunFolder, console: Console) -> None:
 def print_again(folder: RunFolder, console: Console) -> None:
     """The same of a run whose page is written already."""
     print_run(folder, console)
-    printer(console).print(f"report: {page_of(folder)}", soft_wrap=True)
+    console.print(f"report: {page_of(folder)}", soft_wrap=True)
 
 
 def page_of(folder: RunFolder) -> Path:
@@ -95,33 +89,31 @@ def page_of(folder: RunFolder) -> Path:
 
 def print_sweep(path: Path, console: Console) -> None:
     """The tables of a sweep; the same as CSV in its folder."""
-    out = printer(console)
     result = read_result(path)
     lines = summarise_choices(path, result.choices)
-    out.print(*sweep_tables(path, lines))
+    console.print(*sweep_tables(path, lines), crop=False)
     if not result.finished:
-        out.print("Unfinished: methods are missing; start the sweep again to go on.")
+        console.print("Unfinished: methods are missing; start the sweep again to go on.")
     try:
         write_atomically(path / "results.csv", sweep_csv(lines).encode())
     except OSError as error:
         raise UserError(f"{path / 'results.csv'} cannot be written ({error.strerror}); copy {path}") from error
-    out.print(f"as CSV: {path / 'results.csv'}", soft_wrap=True)
+    console.print(f"as CSV: {path / 'results.csv'}", soft_wrap=True)
 
 
 def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: Path | None, console: Console) -> None:
     """Tables in the paper's layout, and where they are as CSV and as a page."""
-    out = printer(console)
     for table in tables:
-        out.print(*text(table, which))
-    out.print(f"as CSV: {csv}", soft_wrap=True)
+        console.print(*text(table, which), crop=False)
+    console.print(f"as CSV: {csv}", soft_wrap=True)
     if page:
-        out.print(f"report: {page}", soft_wrap=True)
+        console.print(f"report: {page}", soft_wrap=True)
 
 
 def print_exported(exported: Exported) -> None:
     """Where a model is now, and how to use it."""
     about, ranks = exported.manifest, exported.ranks
-    print(f"{exported.folder}: {about.about}, {form_of(exported)}")
+    print(f"{exported.folder}: {about.method} of {about.owner} after round {about.round}, {form_of(exported)}")
     if not ranks and not about.merged:
         print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
     print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -13,17 +13,19 @@ from rich.segment import Segment
 
 from feddlp.names import printable
 
+LEAST = 20  # columns
+
 
 class Console(rich.console.Console):
     """A terminal on which names from outside are shown, and neither obeyed nor taken for markup."""
 
-    def __init__(self, *, stderr: bool = False, width: int | None = None):
-        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    def __init__(self, **options: Any):
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
+        if self.width < LEAST:  # COLUMNS=0, for example, on which nothing would be shown
+            self.width = LEAST
 
-    def render(
-        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*arguments, **options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
@@ -72,7 +74,7 @@ class PlainReporter:
         pass
 
     def line(self, text: str) -> None:
-        self.console.print(printable(text), soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def run_started(self, folder: Path) -> None:
         self.folder = folder
@@ -125,9 +127,6 @@ class LiveReporter(PlainReporter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-
-    def line(self, text: str) -> None:
-        self.progress.console.print(printable(text))
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self.preparation is None:

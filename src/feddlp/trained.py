@@ -63,18 +63,6 @@ class ClientModel:
         return {self.view: 1.0} if isinstance(self.view, str) else dict(self.view or {})
 
 
-def check_which(name: str) -> Which:
-    """`--adapter` as it may be.
-
-    Raises:
-        UserError: another word.
-    """
-    found: dict[str, Which] = {"local": "local", "global": "global"}
-    if name not in found:
-        raise UserError(f"--adapter {name} is not known; {nearest(name, found)}")
-    return found[name]
-
-
 def find_run(path: Path, method: str | None = None, seed: int | None = None) -> RunFolder:
     """The run folder at `path`, or the one run of a sweep that has this method and seed.
 

@@ -22,7 +22,7 @@ COMMANDS = (  # the first column: what the command needs all the same
     ("", "keys list"),
     ("", "federate link --keys keys"),
     ("", "federate node --keys keys --name a --clients 0 --state-dir state --data folder:photos"),
-    ("", "federate register keys/a.pub --keys keys"),
+    ("", "federate register keys/a.pub --clients 0 --keys keys"),
     ("", "federate unregister 3 --keys keys"),
     ("", "federate stop --keys keys"),
     ("matplotlib", "report runs/small"),
@@ -30,10 +30,9 @@ COMMANDS = (  # the first column: what the command needs all the same
 SCRIPT = """
 import json, sys
 from feddlp import cli
-from feddlp.commands import federate
-from feddlp.federation.flower import control, processes
+from feddlp.federation.flower import control, machines, processes
 
-federate.become = processes.keep_running = lambda *_: None
+machines.check_free = processes.run_shown = processes.keep_running = lambda *_: None
 control.Control.ask = lambda *_: {"node-id": "3", "runs": []}
 commands, heavy = map(json.loads, sys.argv[1:])
 for command in commands:
@@ -53,7 +52,7 @@ def test_commands_that_only_read_load_nothing_heavy(feddlp, tmp_path):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (8, 6)).save(tmp_path / "photos" / name / "a.png")
     command = [sys.executable, "-c", SCRIPT, json.dumps([words for _, words in COMMANDS]), json.dumps(HEAVY)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True, timeout=120)
     found = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("LOADED")]
     before: set[str] = set()
     for (needed, words), (code, loaded) in zip(COMMANDS, found, strict=True):

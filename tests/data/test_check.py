@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from pictures_factory import KINDS, make_photos, noise, save
+from PIL import Image
 
 from feddlp.data.check import describe, examine
 from feddlp.data.datasets import find
@@ -66,3 +68,11 @@ def test_ignored_files_clients_and_splits_are_said(photos, tmp_path):
 
 def test_images_that_are_made_on_the_spot_are_counted(photos):
     assert lines("digits")[0] == "digits: 1,797 images, 10 classes"
+
+
+def test_deep_grey_is_said_with_its_brightest_value(photos):
+    for value in (200, 3499):
+        save(photos / "cat" / f"{value}.png", Image.fromarray(np.full((9, 9), value, np.uint16)))
+    assert "grey of more than 8 bits: 2 images, brightest value 3,499 (scaled by declared depth)" in lines(
+        f"folder:{photos}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,199 @@ def test_a_class_folder_that_leads_up_is_ignored_with_the_reason(photos):
         ("all", "a link to a folder above"),
         ("up", "a link to a folder above"),
     ]
+
+
+# Official splits
+
+
+@pytest.fixture
+def split(tmp_path) -> Path:
+    for part in ("train", "val", "test"):
+        make_photos(tmp_path / "split" / part)
+    return tmp_path / "split"
+
+
+def test_a_tree_of_splits_has_the_classes_below_and_official_splits(split):
+    save(split / "lonely.png")
+    (split / "test" / "notes.txt").touch()
+    source = find(f"folder:{split}")
+    assert source.class_names == ("cat", "dog")
+    assert source.parts == ["test"] * 4 + ["train"] * 4 + ["validation"] * 4
+    assert source.labels == [0, 0, 1, 1] * 3
+    assert source.clients == ()
+    assert [file.reason for file in source.ignored] == ["lies in no class folder"] * 2
+
+
+@pytest.mark.parametrize(
+    "names", [("TRAIN", "Valid", "Testing"), ("training_set", "test_set"), ("train2017", "val2017"), ("Train",)]
+)
+def test_splits_have_many_names(tmp_path, names):
+    for name in names:
+        make_photos(tmp_path / name)
+    source = find(f"folder:{tmp_path}")
+    assert source.class_names == ("cat", "dog")
+    assert len(source.parts) == 4 * len(names)
+
+
+def test_a_class_of_one_split_alone_is_a_class(split):
+    save(split / "test" / "ape" / "a.png")
+    (split / "train" / "empty").mkdir()
+    save(split / "val" / "empty" / "a.png")
+    assert find(f"folder:{split}").class_names == ("ape", "cat", "dog", "empty")
+
+
+def test_classes_that_are_called_as_splits_are_classes_by_what_lies_in_them(tmp_path):
+    for name in ("train", "test"):
+        save(tmp_path / name / "a.png")
+        save(tmp_path / name / f"of-{name}" / "a.png")
+    source = find(f"folder:{tmp_path}")
+    assert (source.class_names, source.parts) == (("test", "train"), [])
+    save(tmp_path / "car" / "a.png")
+    assert find(f"folder:{tmp_path}").class_names == ("car", "test", "train")
+
+
+def test_a_train_among_vehicles_is_a_class(tmp_path):
+    for name in ("train/2020", "car/2020", "bus"):
+        save(tmp_path / name / "a.png")
+    assert find(f"folder:{tmp_path}").class_names == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("train/cat", "train/dog", "test"),
+        ("train/cat", "train/dog", "test", "others"),
+        ("train/cat", "train/dog", "test/cat", "test/dog", "unlabelled"),
+        ("train/cat", "test/dog"),
+        ("train/cat", "test/cat", "test"),
+    ],
+)
+def test_what_could_be_splits_or_classes_is_refused_with_the_way_out(tmp_path, places):
+    for place in places:
+        save(tmp_path / place / "a.png")
+    with pytest.raises(UserError, match=r"has test, train as if they were official splits, .* use csv: with a column"):
+        find(f"folder:{tmp_path}")
+
+
+def test_each_client_may_have_splits(tmp_path):
+    for client in ("ann", "bob"):
+        for part in ("train", "test"):
+            make_photos(tmp_path / client / part)
+    source = find(f"clients:{tmp_path}")
+    assert source.class_names == ("cat", "dog")
+    assert source.parts == (["test"] * 4 + ["train"] * 4) * 2
+    assert source.clients == ["ann"] * 8 + ["bob"] * 8
+    make_photos(tmp_path / "cid")
+    with pytest.raises(UserError, match="official splits for some clients only"):
+        find(f"clients:{tmp_path}")
+
+
+# Files that are nobody's
+
+SYSTEM = ["@eaDir", "@EADIR", "#recycle", "#snapshot", "@Recycle", "@tmp", "$RECYCLE.BIN", "__MACOSX", "lost+found"]
+SYSTEM += ["System Volume Information", ".thumbnails", ".Trash-1000", ".git", "@__thumb", "found.000", "RECYCLER"]
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_folders_of_systems_are_ignored_and_listed_at_any_depth(photos, name):
+    places = (photos / name, photos / "cat" / name, photos / "cat" / "deep" / name)
+    for place in places:
+        save(place / "cat" / "a.png")
+        save(place / "a.png")
+    save(photos / "cat" / "deep" / "a.png")
+    source = find(f"folder:{photos}")
+    assert source.class_names == ("cat", "dog")
+    assert len(source.labels) == 5
+    assert {file.name for file in source.ignored} == set(map(str, places))
+    assert {file.reason for file in source.ignored} == {"hidden" if name.startswith(".") else "made by a system"}
+
+
+@pytest.mark.parametrize("name", ["._a.png", "Thumbs.db", ".DS_Store", "desktop.ini", ".a.jpg"])
+def test_files_of_systems_are_ignored_and_listed(photos, name):
+    save(photos / "cat" / "x.png").rename(photos / "cat" / name)
+    source = find(f"folder:{photos}")
+    assert len(source.labels) == 4
+    assert [file.name for file in source.ignored] == [str(photos / "cat" / name)]
+
+
+@pytest.mark.parametrize("name", ["$5", "#1", "@home", "thumbs", "recycling", "~x"])
+def test_classes_may_begin_with_signs(photos, name):
+    save(photos / name / "a.png")
+    assert name in find(f"folder:{photos}").class_names
+
+
+# Links
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_two_links_to_one_file_count_once(photos, link):
+    link(photos / "cat" / "c.png", photos / "cat" / "a.png")
+    source = find(f"folder:{photos}")
+    assert source.labels == [0, 0, 1, 1]
+    assert source.ignored == [(f"{photos}/cat/c.png", f"the same file as {photos}/cat/a.png")]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_one_file_of_two_classes_or_clients_is_refused(tmp_path, link):
+    for client in ("ann", "bob"):
+        make_photos(tmp_path / client)
+    link(tmp_path / "ann" / "dog" / "c.png", tmp_path / "ann" / "cat" / "a.png")
+    for source, names in ((f"folder:{tmp_path}/ann", "'cat' and once under 'dog'"), (f"clients:{tmp_path}", "'cat'")):
+        with pytest.raises(UserError, match=f"are the same file, once under {names}"):
+            find(source)
+    (tmp_path / "ann" / "dog" / "c.png").unlink()
+    link(tmp_path / "bob" / "cat" / "c.png", tmp_path / "ann" / "cat" / "a.png")
+    with pytest.raises(UserError, match="once under 'ann' and once under 'bob'; keep one"):
+        find(f"clients:{tmp_path}")
+
+
+# Names and depths
+
+
+def test_numbers_are_in_their_order_in_every_source(tmp_path):
+    for client in ("ann", "bob"):
+        for name in ("10", "2", "1"):
+            save(tmp_path / client / name / "a.png")
+    assert find(f"folder:{tmp_path}/ann").class_names == ("1", "2", "10")
+    source = find(f"clients:{tmp_path}")
+    assert source.class_names == ("1", "2", "10")
+    assert [(Path(one.name).parent.name, label) for one, label in zip(source.pictures, source.labels, strict=True)] == [
+        ("1", 0), ("10", 2), ("2", 1)
+    ] * 2  # fmt: skip
+
+
+def test_names_are_read_in_nfc_and_two_clients_may_write_one_class_differently(tmp_path):
+    for client, name in (("ann", "cafe\u0301"), ("bob", "caf\u00e9"), ("bob", "tea_pot"), ("ann", "tea-pot")):
+        save(tmp_path / client / name / "a.png")
+    source = find(f"clients:{tmp_path}")
+    assert source.class_names == ("caf\u00e9", "tea pot")
+    assert source.labels == [0, 1, 0, 1]
+
+
+def test_two_folders_whose_names_differ_in_how_accents_are_written_are_refused(photos):
+    for name in ("cafe\u0301", "caf\u00e9"):
+        save(photos / name / "a.png")
+    with pytest.raises(UserError, match=r"alike \('cafe\u0301' \('cafe\\u0301'\) and 'caf\u00e9' \('caf\\xe9'\)\)"):
+        find(f"folder:{photos}")
+
+
+def test_a_client_whose_name_is_no_text_is_refused(tmp_path):
+    make_photos(tmp_path / os.fsdecode(b"h\xf4pital"))
+    make_photos(tmp_path / "clinic")
+    with pytest.raises(UserError, match=r"client or class name 'h\\udcf4pital', which is not UTF-8; rename it"):
+        find(f"clients:{tmp_path}")
+
+
+def test_folders_may_be_nested_deeper_than_python_calls(photos):
+    depth = 1050
+    here = os.open(photos / "cat", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    save(photos / "cat" / "/".join(["d"] * (depth - 1)) / "a.png")
+    source = find(f"folder:{photos}")
+    assert len(source.labels) == 5
+    subprocess.run(["rm", "-r", photos], check=True)  # what pytest removes with is not as patient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import time
 import warnings
 from pathlib import Path
@@ -162,6 +163,80 @@ def test_a_sixteen_bit_grey_image_keeps_its_shades(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0)
     opened = open_image(save(tmp_path / "a.png", Image.fromarray(ramp)))
     assert np.asarray(opened)[0, :, 0].tolist() == pytest.approx(range(256), abs=1)
+
+
+def tiff(order: str, bits: int, pixels: np.ndarray, photometric: int = 1, **tags: int) -> bytes:
+    """A grey TIFF, uncompressed."""
+    end = "<" if order == "II" else ">"
+    if bits in (16, 32):
+        data = pixels.astype(f"{end}u{bits // 8}").tobytes()
+    else:
+        rows = ["".join(format(value, f"0{bits}b") for value in row) for row in pixels]
+        data = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    height, width = pixels.shape
+    fields = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    fields |= {int(tag[1:]): value for tag, value in tags.items()}
+    entries = [struct.pack(f"{end}HHI", tag, 4, 1) + struct.pack(f"{end}I", fields[tag]) for tag in sorted(fields)]
+    directory = struct.pack(f"{end}H", len(entries)) + b"".join(entries) + bytes(4)
+    return order.encode() + struct.pack(f"{end}HI", 42, 8 + len(data)) + data + directory
+
+
+def grey(content: bytes) -> list[int]:
+    """The first row of an image as it is read."""
+    return np.asarray(PictureBytes("a", content).open())[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(("order", "bits"), [("II", 1), ("MM", 4), ("II", 8), ("II", 12), ("II", 16), ("MM", 16)])
+def test_grey_is_scaled_by_the_depth_that_the_file_declares(order, bits):
+    top = 2**bits - 1
+    for brightest in (top, top // 2):  # whatever the image itself holds
+        pixels = np.array([[0, brightest // 2, brightest, 0] * 4])
+        assert grey(tiff(order, bits, pixels))[:3] == pytest.approx(pixels[0, :3] * 255 / top, abs=1)
+
+
+@pytest.mark.parametrize(("order", "bits"), [("II", 1), ("MM", 4), ("II", 4), ("II", 8), ("MM", 8), ("II", 16)])
+def test_white_is_zero_is_inverted_at_every_depth(order, bits):
+    pixels = np.array([[0, 2**bits - 1] * 8])
+    assert grey(tiff(order, bits, pixels, photometric=0))[:2] == [255, 0]
+
+
+@pytest.mark.parametrize("statistics", [{"t281": 2000}, {"t341": 2000}, {"t280": 500, "t281": 2000}])
+def test_statistics_of_one_image_change_nothing(statistics):
+    pixels = np.array([[0, 500, 1000, 2000] * 4])
+    assert grey(tiff("II", 16, pixels, **statistics)) == grey(tiff("II", 16, pixels))
+
+
+@pytest.mark.parametrize(
+    ("bits", "tags"), [(32, {}), (16, {"t339": 2}), (8, {"t339": 2}), (32, {"t339": 3}), (32, {"t339": 2})]
+)
+def test_grey_of_no_fixed_range_is_refused(bits, tags):
+    with pytest.raises(BadImage, match="no fixed range; convert"):
+        grey(tiff("II", bits, np.full((4, 16), 100), **tags))
+
+
+@pytest.mark.parametrize("values", [(199, 899, 3499), (3499, 199, 65535), (100, 200, 255)])
+def test_the_brightest_of_several_images_comes_out_brightest(values):
+    shades = {}
+    for value in values:
+        ramp = np.linspace(0, value, 256).astype(np.uint16)[None].repeat(8, 0)
+        for kind in ("PNG", "TIFF", "JPEG2000"):
+            image = PictureBytes("a", encoded(kind, Image.fromarray(ramp))).open()
+            shades.setdefault(kind, []).append(int(np.asarray(image).max()))
+    for found in shades.values():
+        assert sorted(zip(values, found, strict=True)) == sorted(zip(sorted(values), sorted(found), strict=True))
+        assert found == pytest.approx([value / 257 for value in values], abs=1)
+
+
+def test_a_pgm_is_scaled_by_its_own_largest_value():
+    for top in (1023, 4095, 65535):
+        assert grey(b"P5 3 1 %d\n" % top + struct.pack(">HHH", 0, top // 2, top)) == pytest.approx([0, 127, 255], abs=1)
+
+
+def test_an_open_image_of_16_bits_is_scaled_as_its_file_is():
+    image = Image.fromarray(np.full((4, 4), 255, np.uint16))
+    assert np.asarray(pictures.to_rgb(image)).max() == 0
+    with pytest.raises(BadImage, match="no fixed range"):
+        pictures.to_rgb(Image.fromarray(np.full((4, 4), 255, np.int32)))
 
 
 @pytest.mark.parametrize("extension", ["png", "gif"])

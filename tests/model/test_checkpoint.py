@@ -198,6 +198,15 @@ def test_an_image_tower_without_its_head(spoilt):
     assert "has no head" in mistake(folder)
 
 
+@pytest.mark.parametrize("layers", [10_000_000, 0, -1])
+@pytest.mark.parametrize("tower", ["text_config", "vision_config"])
+def test_a_number_of_layers_that_nobody_has_is_refused_at_once(spoilt, tower, layers):
+    folder = spoilt()
+    table = json.loads((folder / "config.json").read_text())[tower]
+    change(folder / "config.json", **{tower: table | {"num_hidden_layers": layers}})
+    assert f"num_hidden_layers={layers}" in mistake(folder)
+
+
 # Tokenizers
 
 

@@ -30,7 +30,8 @@ def export(
     method: Annotated[str | None, typer.Option(help="Where the run has several; feddlp if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Where RUN is a sweep: which of its runs.")] = None,
     adapter: Annotated[
-        str, typer.Option(help="local: what the client predicts with; global: the shared adapter on the server.")
+        Literal["local", "global"],
+        typer.Option(help="The client's own model, or the shared adapter on the server."),
     ] = "local",
     merge: Annotated[bool, typer.Option("--merge", help="Write a whole checkpoint, adapters merged.")] = False,
     debug: Debug = False,
@@ -44,9 +45,8 @@ def export(
     quiet_libraries()
     from feddlp.api import load_run
     from feddlp.printing import print_exported
-    from feddlp.trained import check_which
 
-    print_exported(load_run(path, method, seed).export(client, to, method, check_which(adapter), merge))
+    print_exported(load_run(path, method, seed).export(client, to, method, adapter, merge))
 
 
 def predict(
@@ -77,7 +77,7 @@ def predict(
     # The bar takes sys.stdout over, to keep lines above itself: right on a terminal, wrong for a file or a pipe.
     out = None if sys.stdout.isatty() else sys.stdout
     with make_reporter(Console(stderr=True)) as reporter:
-        reporter.note(Manifest.read(adapter).about)
+        reporter.note(f"the model of {Manifest.read(adapter).owner}")
         found = predictor.stream(files, top, progress(reporter, "images"))
         for text in predictions(telling(found, reporter, bad), form):
             print(text, end="", file=out)
@@ -113,7 +113,7 @@ def evaluate(
     predictor = load_predictor(adapter, model, device)
     predictor.columns_of(source.class_names)  # before anything is opened
     with make_reporter(Console(stderr=True)) as reporter:
-        reporter.note(Manifest.read(adapter).about)
+        reporter.note(f"the model of {Manifest.read(adapter).owner}")
         dataset = datasets.load(
             source, predictor.backbone.resize, progress(reporter, "images"), on_bad_image=on_bad_image
         )

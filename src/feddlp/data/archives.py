@@ -7,20 +7,20 @@ A folder appears whole or not at all; a lock lets two runs that want the same ar
 
 from __future__ import annotations
 
-import gzip
+import errno
 import hashlib
 import logging
 import lzma
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
-from feddlp.data.cache_folder import cache_root, room_for
+from feddlp.data.cache import writing
+from feddlp.data.cache_folder import cache_root
 from feddlp.data.pictures import PictureFile
 from feddlp.errors import UserError
 from feddlp.files import make_folder
@@ -35,16 +35,22 @@ def unpacked(archives: Sequence[Path], beside: Sequence[Path]) -> Path:
         UserError: a damaged archive, or no room for it.
     """
     folder = cache_root() / "archives" / key_of([*archives, *beside])
-    try:
+    draft = folder.with_suffix(".tmp")
+    with writing(str(folder)):
         make_folder(folder.parent)
         with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                unpack(archives, beside, folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}); free some room, set FEDDLP_CACHE to another "
-            "folder, or unpack the archives by hand"
-        ) from error
+            if folder.exists():
+                return folder
+            shutil.rmtree(draft, ignore_errors=True)  # of an attempt that was killed
+            draft.mkdir()
+            try:
+                for archive in archives:
+                    unpack(archive, draft)
+                for file in beside:
+                    shutil.copy(file, draft)
+                draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -53,54 +59,22 @@ def key_of(files: Sequence[Path]) -> str:
     return hashlib.sha256(identities.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def unpack(archives: Sequence[Path], beside: Sequence[Path], folder: Path) -> None:
-    """Into a folder of another name first, which goes where that fails."""
-    needed = sum(map(unpacked_size, archives)) + sum(file.stat().st_size for file in beside)
-    room = room_for(needed, folder.parent)
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
-    temporary.mkdir()
-    try:
-        for archive in archives:
-            log.warning("unpacking %s once: %s", archive, room)
-            extract(archive, temporary)
-        for file in beside:
-            shutil.copy(file, temporary)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def unpacked_size(archive: Path) -> int:
-    """The bytes of all members, known after reading the archive up to its checksum.
+def unpack(archive: Path, folder: Path) -> None:
+    """All members; those that would leave the folder are refused by the filter.
 
     Raises:
         UserError: it cannot be read, or is damaged.
+        OSError: no room.
     """
+    log.warning("unpacking %s once into %s", archive, folder.parent)
     try:
-        with whole(archive), tarfile.open(archive) as opened:
-            size = sum(member.size for member in opened)
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
             while opened.fileobj and opened.fileobj.read(2**20):  # tarfile leaves the checksum unread
                 pass
-            return size
-    except OSError as error:
-        raise UserError(
-            f"data.dataset: cannot read {archive} ({error.strerror or error}); "
-            "check its permissions or download it again"
-        ) from error
-
-
-def extract(archive: Path, folder: Path) -> None:
-    """Members that would leave the folder are refused by the filter."""
-    with whole(archive), tarfile.open(archive) as opened:
-        opened.extractall(folder, filter="data")
-
-
-@contextmanager
-def whole(archive: Path) -> Iterator[None]:
-    """Whatever tells of a damaged archive becomes a UserError."""
-    try:
-        yield
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise UserError(f"data.dataset: {archive} is damaged ({reason}); download it again") from error
+    except (OSError, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        what = f"cannot read {archive}" if getattr(error, "errno", None) else f"{archive} is damaged"
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(":")
+        raise UserError(f"data.dataset: {what} ({reason}); download it again") from error

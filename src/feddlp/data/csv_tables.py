@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
@@ -15,7 +14,6 @@ from feddlp.errors import UserError
 from feddlp.files import read_given
 from feddlp.names import in_order, read_classes
 
-LONGEST_HEADER = 2**16
 REQUIRED, OPTIONAL = ("path", "label"), ("client", "split")
 PARTS: dict[str, Part] = {
     "train": "train", "training": "train",
@@ -24,38 +22,28 @@ PARTS: dict[str, Part] = {
 }  # fmt: skip
 
 
-class Row(NamedTuple):
-    """One image."""
-
-    line: int  # on which it ends
-    values: dict[str, str]  # of the columns that we know
-
-
 def table(argument: str, least: int = 2) -> Source:
     """csv:FILE with the columns path, label[, client][, split]; paths are relative to the file."""
     if not argument:
         raise UserError("data.dataset=csv needs a file; write data.dataset=csv:FILE")
     file = Path(argument).expanduser()
     rows = read_rows(file)
-    pictures = [PictureFile(file.parent.absolute() / row.values["path"]) for row in rows]
-    refuse_twice(file, rows, pictures)
-    columns = rows[0].values
-    names = read_classes(f"csv:{argument}", [row.values["label"] for row in rows])
+    names = read_classes(f"csv:{argument}", [row["label"] for row in rows])
     classes = in_order(names.values())
     if len(classes) < least:
         raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least {least} are needed")
     place = {name: label for label, name in enumerate(classes)}
     return Source(
         file.stem,
-        [place[names[row.values["label"]]] for row in rows],
+        [place[names[row["label"]]] for row in rows],
         tuple(classes),
-        pictures=pictures,
-        clients=[row.values["client"] for row in rows] if "client" in columns else (),
-        parts=[part_of(row, file) for row in rows] if "split" in columns else (),
+        pictures=[PictureFile(file.parent.absolute() / row["path"]) for row in rows],
+        clients=[row["client"] for row in rows] if "client" in rows[0] else (),
+        parts=[PARTS[row["split"].lower()] for row in rows] if "split" in rows[0] else (),
     )
 
 
-def read_rows(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[dict[str, str]]:
     """The lines, each with a value in every column that we know.
 
     Raises:
@@ -67,13 +55,13 @@ def read_rows(file: Path) -> list[Row]:
         raise UserError(f"data.dataset: cannot read {file} ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"data.dataset: {file} is not a CSV file in UTF-8 ({error}); save it as one") from error
-    first_line = next(iter(re.sub('"[^"]*"', "", text[:LONGEST_HEADER]).splitlines()), "")
+    first_line = re.sub('"[^"]*"', "", text[: 2**16]).partition("\n")[0]
     delimiter = ";" if first_line.count(";") > first_line.count(",") else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         columns = known_columns(file, header)
-        rows = [Row(reader.line_num, by_column(values, header, columns)) for values in reader if values]
+        rows = [read_row([value.strip() for value in values], header, columns) for values in reader if values]
     except csv.Error as error:
         raise UserError(f"data.dataset: {file} is not a CSV file, line {reader.line_num}: {error}") from error
     except ValueError as error:
@@ -81,24 +69,6 @@ def read_rows(file: Path) -> list[Row]:
     if not rows:
         raise UserError(f"data.dataset: {file} has no line below its header; one line for each image is needed")
     return rows
-
-
-def by_column(values: Sequence[str], header: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    """The values of a line in the columns that we know.
-
-    Raises:
-        ValueError: too many values or too few, or one that is empty or no text.
-    """
-    found = dict(zip(header, map(str.strip, values), strict=False))
-    if len(values) > len(header):
-        raise ValueError(
-            f"{len(values)} values, and the header {len(header)} columns; put a value with commas in quotes"
-        )
-    if lacking := [name for name in (*columns, *header) if name not in found or (name in columns and not found[name])]:
-        raise ValueError(f"no {lacking[0]}")
-    if any("\0" in value for value in values):
-        raise ValueError("a NUL character; save the file as UTF-8")
-    return {name: found[name] for name in columns}
 
 
 def known_columns(file: Path, header: Sequence[str]) -> list[str]:
@@ -118,20 +88,19 @@ def known_columns(file: Path, header: Sequence[str]) -> list[str]:
     return columns
 
 
-def refuse_twice(file: Path, rows: Sequence[Row], pictures: Sequence[PictureFile]) -> None:
-    """Refuse a file that stands on two lines which say different things of it."""
-    seen: dict[object, Row] = {}
-    for row, picture in zip(rows, pictures, strict=True):
-        first = seen.setdefault(picture.place(), row)
-        if first.values | {"path": ""} != row.values | {"path": ""}:
-            raise UserError(
-                f"data.dataset: {file}, lines {first.line} and {row.line} name the same file {row.values['path']} "
-                "and differ; keep one"
-            )
+def read_row(values: Sequence[str], header: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """The values of a line in the columns that we know.
 
-
-def part_of(row: Row, file: Path) -> Part:
-    text = row.values["split"]
-    if text.lower() not in PARTS:
-        raise UserError(f"data.dataset: {file}, line {row.line} has the split {text!r}; use train, validation or test")
-    return PARTS[text.lower()]
+    Raises:
+        ValueError: too many values or too few, or one that is not allowed.
+    """
+    if len(values) > len(header):
+        raise ValueError(f"{len(values)} values, and the header {len(header)} columns; quote a value with commas")
+    found = dict(zip(header, values, strict=False))
+    if lacking := [name for name in (*columns, *header) if name not in found or (name in columns and not found[name])]:
+        raise ValueError(f"no {lacking[0]}")
+    if any("\0" in value for value in values):
+        raise ValueError("a NUL character; save the file as UTF-8")
+    if found.get("split", "test").lower() not in PARTS:
+        raise ValueError(f"the split {found['split']!r}; use train, validation or test")
+    return {name: found[name] for name in columns}

@@ -25,6 +25,7 @@ from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
 from feddlp.errors import UserError, nearest
+from feddlp.names import is_text
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -114,37 +115,37 @@ def find(dataset: str) -> Source:
         raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
         raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
-    return each_file_once(SOURCES[kind](argument))
+    return checked(SOURCES[kind](argument))
 
 
-def each_file_once(source: Source) -> Source:
-    """A file counts once, by whatever links and paths it is reached; the others are listed.
+def checked(source: Source) -> Source:
+    """A source in which each file counts once, by whatever links and paths it is reached; the others are listed.
 
     Raises:
-        UserError: a file that is of two classes, clients or splits.
+        UserError: a file that is of two classes, clients or splits, or a name that is no text.
     """
+    if garbled := [name for name in (*source.class_names, *set(source.clients)) if not is_text(name)]:
+        raise UserError(f"data.dataset has the client or class name {garbled[0]!r}, which is not UTF-8; rename it")
     first: dict[object, int] = {}
-    places = {index: one.place() for index, one in enumerate(source.pictures) if isinstance(one, PictureFile)}
-    again = {index: one for index, place in places.items() if (one := first.setdefault(place, index)) != index}
-    about = (tuple(source.class_names[label] for label in source.labels), source.clients, source.parts)
-    for index, one in again.items():
-        names = source.pictures[one].name, source.pictures[index].name
+    again: dict[int, LeftOut] = {}
+    about = [source.class_names[label] for label in source.labels], source.clients, source.parts
+    for index, picture in enumerate(source.pictures):
+        if not isinstance(picture, PictureFile) or (one := first.setdefault(picture.place(), index)) == index:
+            continue
+        other = source.pictures[one].name
         if differs := [(table[one], table[index]) for table in about if table and table[one] != table[index]]:
             raise UserError(
-                f"data.dataset: {names[0]} and {names[1]} are one file, under {differs[0][0]!r} and under "
-                f"{differs[0][1]!r}; keep one of them, or make a copy"
+                f"data.dataset: {other} and {picture.name} are the same file, once under {differs[0][0]!r} and once "
+                f"under {differs[0][1]!r}; keep one of them, or make a copy"
             )
-    listed = [
-        LeftOut(source.pictures[index].name, f"the same file as {source.pictures[one].name}")
-        for index, one in again.items()
-    ]
-    return replace(source.without(again), ignored=[*source.ignored, *listed]) if again else source
+        again[index] = LeftOut(picture.name, f"the same file as {other}")
+    return replace(source.without(again), ignored=[*source.ignored, *again.values()]) if again else source
 
 
 def find_own(dataset: str) -> Source:
     """What a site has, be it of one class only; a plain folder is one client's."""
     kind, _, argument = dataset.partition(":")
-    return each_file_once(OWN[kind](argument)) if kind in OWN else find(dataset)
+    return checked(OWN[kind](argument)) if kind in OWN else find(dataset)
 
 
 def load(

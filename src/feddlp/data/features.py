@@ -41,6 +41,6 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[str]) -> Prompts:
         if (twin := first.setdefault(tuple(row), place)) != place:
             raise AlikeError(
                 f"the prompts {prompts[twin]!r} and {prompts[place]!r} are the same tokens to this checkpoint, which "
-                "cannot tell these classes apart; rename one of them, or shorten data.template if it is long"
+                "cannot tell these classes apart; rename one of them"
             )
     return Prompts(tokens, backbone.encode_texts(tokens))

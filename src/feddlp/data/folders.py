@@ -16,7 +16,7 @@ from feddlp.data.csv_tables import PARTS
 from feddlp.data.pictures import BadImage, PictureFile, is_picture
 from feddlp.data.source import LeftOut, Part, Source
 from feddlp.errors import UserError
-from feddlp.names import check_text, in_order, nfc, read_classes
+from feddlp.names import in_order, nfc, read_classes
 
 LONELY = "lies in no class folder"
 SPLIT = re.compile(rf"({'|'.join(PARTS)})([ _-]?(set|data|images))?[ _-]?\d*", re.IGNORECASE)
@@ -84,23 +84,22 @@ def owned(
 
     Args:
         least: so many classes are needed.
-        every: an empty folder of a class is an error; otherwise it is none.
+        every: a class folder without images is an error; otherwise it is no class.
     """
-    check_text(given, "client", [client.name for client in clients])
     kinds = [kind for client in clients for kind in class_folders(given, client)]
     if len({kind.part is None for kind in kinds}) > 1:
         raise UserError(f"data.dataset={given} has official splits for some clients only; give them to all or to none")
     found = [(kind, one) for kind in kinds for one in files_below(kind.folder)]
     taken = [(kind, one) for kind, one in found if not isinstance(one, LeftOut)]
-    counts = dict.fromkeys([kind.name for kind in kinds] if every else [], 0) | Counter(kind.name for kind, _ in taken)
+    counts = dict.fromkeys([kind.name for kind in kinds] * every, 0) | Counter(kind.name for kind, _ in taken)
     check_classes(given, counts, least)
-    order = in_order(counts)
+    place = {name: label for label, name in enumerate(in_order(counts))}
     parents = dict.fromkeys([*clients, *(kind.folder.parent for kind in kinds)])
     beside = [*stray, *(one for parent in parents for one in lonely(parent))]
     return Source(
         root.resolve().name,
-        [order.index(kind.name) for kind, _ in taken],
-        tuple(order),
+        [place[kind.name] for kind, _ in taken],
+        tuple(place),
         pictures=[one for _, one in taken],
         clients=[kind.client for kind, _ in taken],
         parts=[kind.part for kind, _ in taken if kind.part],
@@ -123,20 +122,18 @@ def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
         UserError: folders of such names that could be either, splits or classes.
     """
     below = sub_folders(root)
-    splits: dict[Path, Part | None] = {
-        path: PARTS[found[1].lower()] for path in below if (found := SPLIT.fullmatch(path.name))
-    }
-    shared = Counter(nfc(name) for path in splits for name in {folder.name for folder in sub_folders(path)})
-    with_images = [path for path in splits if holds_images(path)]
-    classes_of_their_own = max(shared.values(), default=0) < 2 and len(with_images) == len(splits)
-    if classes_of_their_own or len(splits) == 1 < len(below):
+    matches = {path: found for path in below if (found := SPLIT.fullmatch(path.name))}
+    inside = Counter(nfc(name) for path in matches for name in {folder.name for folder in sub_folders(path)})
+    in_common = max(inside.values(), default=0) > 1
+    with_images = [path for path in matches if holds_images(path)]
+    if len(matches) == 1 < len(below) or (len(with_images) == len(matches) and not in_common):
         return {root: None}
-    if len(splits) == len(below) and not with_images and (len(splits) == 1 or max(shared.values(), default=0) > 1):
-        return splits
+    if len(matches) == len(below) and not with_images and (in_common or len(below) == 1):
+        return {path: PARTS[found[1].lower()] for path, found in matches.items()}
     raise UserError(
-        f"data.dataset={given} has {', '.join(path.name for path in splits)} as if they were official splits, but not "
-        "all hold folders of the same classes, or other folders lie beside them; move what is no split away, rename "
-        "the folders if they are classes, or use csv: with a column split"
+        f"data.dataset={given} has {', '.join(path.name for path in matches)} as if they were official splits, but not "
+        "all hold folders of the same classes and no images beside these; move away what is no split, rename the "
+        "folders if they are classes, or use csv: with a column split"
     )
 
 
@@ -192,9 +189,7 @@ def leads_up(entry: Path) -> bool:
 
 def left_alone(entry: Path) -> str:
     """Why nobody looks at an entry, whatever it holds; empty where it may belong to the collection."""
-    if entry.name.startswith("."):
-        return "hidden"
-    return "made by a system, not by people" if SYSTEM.fullmatch(entry.name) else ""
+    return "hidden" if entry.name.startswith(".") else "made by a system" if SYSTEM.fullmatch(entry.name) else ""
 
 
 def lonely(root: Path) -> list[LeftOut]:

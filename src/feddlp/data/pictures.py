@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -126,8 +126,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     with decoding():
         check_size(*image.size)
+        grey = declared(image)  # a copy no longer knows its file
         image.load()
-        return eight_bit(upright(image), declared(image)).convert("RGB")
+        return eight_bit(upright(image), *grey).convert("RGB")
 
 
 @contextmanager
@@ -167,15 +168,8 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-class Grey(NamedTuple):
-    """How a file stores grey of more than 8 bits."""
-
-    bits: int
-    white_is_zero: bool
-
-
-def declared(image: Image.Image) -> Grey:
-    """Depth and direction of deep grey; what else TIFF says of values (MaxSampleValue, ...) is statistics.
+def declared(image: Image.Image) -> tuple[int, bool]:
+    """Bits of deep grey, and whether 0 is white; what else TIFF says of values (MaxSampleValue, ...) is statistics.
 
     Raises:
         BadImage: pixels whose format does not say which value is black and which one white.
@@ -186,16 +180,16 @@ def declared(image: Image.Image) -> Grey:
     signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2 or (image.format == "FITS" and image.mode != "L")
     if signed or (image.mode == "I" and image.format not in IN_16_BITS):
         raise BadImage("32-bit or signed pixels have no fixed range; convert them to unsigned 16 bits")
-    return Grey(tags.get(BITS_PER_SAMPLE, (16,))[0], tags.get(PHOTOMETRIC) == 0)
+    return tags.get(BITS_PER_SAMPLE, (16,))[0], tags.get(PHOTOMETRIC) == 0
 
 
-def eight_bit(image: Image.Image, grey: Grey) -> Image.Image:
+def eight_bit(image: Image.Image, bits: int, white_is_zero: bool) -> Image.Image:
     """The same picture in a mode that converts to RGB without loss; Pillow would clip deep grey."""
     if image.mode.startswith("I"):
         pixels = np.asarray(image)
-        scaled = Image.fromarray((pixels >> (grey.bits - 8)).clip(0, 255).astype(np.uint8))
+        scaled = Image.fromarray((pixels >> (bits - 8)).clip(0, 255).astype(np.uint8))
         scaled.info["brightest"] = int(pixels.max())  # for `data check`
-        return ImageOps.invert(scaled) if grey.white_is_zero else scaled
+        return ImageOps.invert(scaled) if white_is_zero else scaled
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 

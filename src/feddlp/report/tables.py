@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,8 @@ from feddlp.errors import UserError
 from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.readings import picked
+
+MOST = 10_000  # columns
 
 
 @dataclass(frozen=True)
@@ -159,4 +162,5 @@ def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
+    table.width = Console(width=MOST).measure(table).maximum  # a narrow terminal may wrap a line, but no number is cut
     return table

@@ -256,6 +256,14 @@ def test_a_good_hello_passes():
     assert (hello.name, hello.clients, hello.classes) == ("ward", [1, 3], None)
 
 
+def test_class_names_are_taken_in_nfc():
+    names = {"class_names": ["cafe\u0301", "b"], "classes": [{"train": {"cafe\u0301": 1}, "test": {"b": 3}}, HELD[1]]}
+    names["classes"][1] = {"train": {"b": 2}, "test": {"cafe\u0301": 4}}
+    hello = parse_hello({**HELLO, **names}, CLIENTS)
+    assert hello.class_names == ["caf\u00e9", "b"]
+    assert [list(held["train"]) for held in hello.classes] == [["caf\u00e9"], ["b"]]
+
+
 HELD = [{"train": {"a": 1}, "test": {"b": 3}}, {"train": {"a": 1, "b": 1}, "test": {"a": 4}}]
 
 

@@ -100,6 +100,19 @@ def scene(tmp_path):
 # All goes well
 
 
+@pytest.mark.parametrize(
+    ("theirs", "union"),
+    [
+        ((["9", "10"], ["2", "1"]), ["1", "2", "9", "10"]),
+        ((["9", "10"], ["x", "1"]), ["1", "10", "9", "x"]),
+        ((["cafe\u0301", "tea"], ["caf\u00e9", "milk"]), ["caf\u00e9", "milk", "tea"]),
+    ],
+)
+def test_the_classes_of_all_sites_are_as_one_process_has_them(scene, theirs, union):
+    found = scene(*(holding(c, class_names=names) for c, names in enumerate(theirs)), clients=2, partition="natural")
+    assert found.registry.class_names == union
+
+
 def test_all_answer_and_nothing_is_said(scene):
     found = scene(holding(0, 1), holding(2), holding(3))
     assert found.ask() == [0, 1, 2, 3]
@@ -168,7 +181,7 @@ def test_an_app_that_failed_is_left_out_with_its_words_on_one_line(scene):
     found = scene(holding(0, 1, 2), holding(3, script=[Error(2, "Trace\n\x1b[31mback\u202e" + "x" * 999)]))
     assert found.ask() == [0, 1, 2]
     (line,) = found.warnings
-    assert line.startswith("the question: client 3: left out: its app failed: Trace [31mback x")
+    assert line.startswith("the question: client 3: left out: its app failed: Trace \\x1b[31mback\\u202ex")
     assert line.isprintable()
     assert len(line) < 400
 

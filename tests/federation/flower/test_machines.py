@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -118,3 +119,23 @@ def test_what_is_no_host_is_refused(host):
 
 def test_a_host_may_be_of_ipv6():
     assert [machines.listening_on(host, 80) for host in ("::", "0.0.0.0", "fl")] == ["[::]:80", "0.0.0.0:80", "fl:80"]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o620])
+@pytest.mark.parametrize("key", ["a.key", "server.key", "ca.key", "b.key"])
+@pytest.mark.parametrize("side", ["link", "node"])
+def test_a_private_key_that_others_may_read_is_refused(side, key, mode, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(machines, "check_free", lambda *_: None)
+    for name in ("ca.crt", "server.crt", "a.pub", "a.key", "b.key", "server.key", "ca.key"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o600 if name.endswith(".key") else 0o644)
+    begin = {
+        "link": lambda: link("127.0.0.1:8000", Trust(tmp_path), tmp_path / "place"),
+        "node": lambda: node("127.0.0.1:8000", 9094, {**settings, "name": "a"}, Trust(tmp_path), tmp_path / "place"),
+    }[side]
+    assert begin()
+    (tmp_path / key).chmod(mode)
+    with pytest.raises(UserError) as caught:
+        begin()
+    (words,) = re.findall(r"chmod 600 (\S+)$", str(caught.value))
+    assert words == str(tmp_path / key)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.serde import recorddict_to_proto
+from PIL import Image
 
 from fakegrid import Killed, small
 from feddlp import __version__, files, states
@@ -577,3 +578,17 @@ def test_what_the_server_sends_is_checked_before_anybody_learns_from_it(spoil, l
     assert said.startswith("the server's order cannot be used: ")
     assert line in said
     assert not list(tmp_path.rglob("state.json"))
+
+
+def test_classes_that_the_checkpoint_reads_as_one_are_refused_before_anything_is_trained(tmp_path, no_training):
+    for name in ("cat!", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "own" / name / f"{number}.png")
+    data = {"partition": "natural", "dataset": f"folder:{tmp_path / 'own'}", "clients": 2}
+    config = small(methods=["fedclip"], data=data)
+    facts = {"class_names": ["cat !", "cat!", "dog"], "experiment": "0" * 32, "configuration": config.to_toml()}
+    about = {"kind": "train", "version": __version__, "method": "fedclip", "round": 0, "clients": [0], "frozen": {}}
+    said = ask(Parcel({**facts, **about}), tmp_path / "state", clients="0", data=data["dataset"])
+    assert "'a photo of a cat !.' and 'a photo of a cat!.' are the same tokens" in said.facts["problem"]
+    assert not (tmp_path / "state" / ("0" * 32)).exists()

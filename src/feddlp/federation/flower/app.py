@@ -46,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     from feddlp.commands.common import quiet_libraries
     from feddlp.errors import OURS, UserError
     from feddlp.federation.flower.serving import serve
+    from feddlp.names import printable
     from feddlp.printing import print_finished
     from feddlp.progress import Console, PlainReporter
 
@@ -55,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         serve(grid, context.run_config, PlainReporter(console), lambda folder: print_finished(folder, console))
     except UserError as error:
         logging.getLogger("flwr").addFilter(in_one_line)
-        raise RuntimeError(f"{OURS}{error}") from None
+        raise RuntimeError(f"{OURS}{printable(error)}") from None
 
 
 def in_one_line(record: logging.LogRecord) -> bool:

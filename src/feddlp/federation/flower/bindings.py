@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from feddlp.federation.flower.envelopes import RefusedError
 from feddlp.records import held_alone
 from feddlp.states import Sealed, read, write
 
@@ -33,6 +32,8 @@ def check_bound(file: str, node: int, clients: Collection[int]) -> None:
     """Raises RefusedError where a node holds clients that its key does not stand for. file: "" = there are no keys"""
     held = known(Path(file)).get(str(node), []) if file else clients
     if strange := set(clients) - set(held):
+        from feddlp.federation.flower.envelopes import RefusedError  # brings Flower, which commands do without
+
         raise RefusedError(
             f"its key is not registered for client {min(strange)}; feddlp federate unregister {node}, then register it "
             "with the right --clients"

@@ -39,12 +39,15 @@ class Trust(NamedTuple):
         """The path of one of the folder's files.
 
         Raises:
-            UserError: it is not there.
+            UserError: it is not there, or it is a private key and a key of the folder is open to others.
         """
         assert self.keys is not None
         path = self.keys.absolute() / name
         if not path.is_file():
             raise UserError(f"--keys {self.keys} has no {name}; make it with: feddlp keys, or bring it here")
+        for key in sorted(path.parent.glob("*.key")) if path.suffix == ".key" else ():
+            if key.is_file() and key.stat().st_mode & 0o077:
+                raise UserError(f"{key} is a private key that other users may read; close it with: chmod 600 {key}")
         return str(path)
 
 

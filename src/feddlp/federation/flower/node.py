@@ -22,7 +22,7 @@ from torch import Tensor
 from feddlp import __version__
 from feddlp.allocator import keep_freed_memory
 from feddlp.commands.common import quiet_libraries
-from feddlp.config import Config, parse_toml, validate
+from feddlp.config import Config, validate
 from feddlp.data.features import AlikeError
 from feddlp.data.source import PARTS
 from feddlp.errors import UserError
@@ -36,6 +36,7 @@ from feddlp.federation.flower.statefolder import BusyError, Kept, StateFolder, d
 from feddlp.federation.host import FederatedData, Host, Lane, Order
 from feddlp.federation.results import Found, join
 from feddlp.federation.rounds import first_shared
+from feddlp.files import parse_toml
 from feddlp.materials import Materials, Share, prepare
 from feddlp.progress import shown
 from feddlp.states import KEPT, Commit

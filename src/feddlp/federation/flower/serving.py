@@ -7,7 +7,6 @@ server that was killed goes on from there.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from feddlp.federation.flower.parcels import Parcel
 from feddlp.federation.flower.post import Post
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.remote import RemoteClients
+from feddlp.files import parse_toml
 from feddlp.provenance import code_of, own_methods
 from feddlp.records import ROSTER, RunFolder
 
@@ -94,8 +94,8 @@ def read_configuration(text: str, overrides: list[str]) -> Config:
     if "\n" not in text and not (text and "=" in text):
         return load_config(Path(text).expanduser() if text else None, overrides)
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise UserError(f"configuration is not valid TOML: {error}") from error
     return overridden(table, overrides)
 
