@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from feddlp.errors import UserError
 
 MOST_TOML = 2**20
@@ -140,3 +142,40 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 def checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def held_alone(folder: Path, lock: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    held = FileLock(folder / lock, mode=0o600)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder} is in use by another feddlp process; wait for it or stop it") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); use a folder of your own") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def candidates(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    number = 2
+    while True:
+        yield parent / f"{name}-{number}"
+        number += 1
+
+
+def is_new_folder(path: Path) -> bool:
+    """True where this call made it."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True

@@ -28,21 +28,19 @@ import csv
 import io
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
 from feddlp.names import csv_text
-from feddlp.states import RESTORE, ClientsPiece, Commit, Count, FolderName, History, Piece, Record, Sealed
+from feddlp.schemas import Environment, Newcomers, Partition, Ranks, Round, State, environment
+from feddlp.states import RESTORE, ClientsPiece, Commit, History, Piece, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,112 +52,6 @@ CLIENT_COLUMNS = (
     "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
     "participated", "reported", "bytes_down", "bytes_up",
 )  # fmt: skip
-
-
-class State(Sealed):
-    """checkpoint/state.json: the methods in the order in which they began."""
-
-    methods: Annotated[dict[FolderName, History], Field(min_length=1)]
-
-    @property
-    def newest(self) -> tuple[str, Commit]:
-        """The method that has played last, and its last commit."""
-        methods = reversed(self.methods.items())
-        name, history = max(methods, key=lambda method: sum(piece.size for piece in method[1].last.records))
-        return name, history.last
-
-
-class Environment(Sealed):
-    """environment.json"""
-
-    python: str
-    packages: dict[str, str]
-    platform: str
-    cpu_count: int | None
-    threads: int
-    cuda: str | None
-    configuration: str = ""
-    code: str = ""
-    data: str = ""
-    backbone: str = ""
-    taken: str = ""
-
-
-class Partition(Sealed):
-    """partition.json"""
-
-    class_names: list[str]
-    template: str = ""
-    clients: list[dict[str, list[Count]]] | None = None
-    newcomers: list[Count] | None = None
-    client_names: list[str] | None = None
-
-
-Accuracies = dict[str, float] | None
-
-
-class Newcomers(Sealed):
-    """A line of newcomers.jsonl."""
-
-    method: str
-    seed: int
-    clients: Count
-    zero_shot: Accuracies
-    received: Accuracies
-    tuned: list[Accuracies]
-
-
-class Round(Record):
-    """A line of rounds.jsonl; what readers can do without may be absent."""
-
-    method: str
-    seed: int = 0
-    round: Count
-    test: Accuracies = None
-    validation: Accuracies = None
-    diagnostics: dict[str, float] | None = None
-    train_loss: dict[str, float | None] | None = None
-    parameters: dict[str, Count] | None = None
-    parameters_sent: Count = 0
-    clients: Count = 0
-    participants: Count = 0
-    reported: Count = 0
-    bytes_down: int | float = 0
-    bytes_up: int | float = 0
-    active_ranks: float | None = None
-    gates: Count = 0
-    export_bytes: float | None = None
-    seconds: float = 0.0
-    lanes: int = 1
-    wave: Count = 0
-    activation_mib: float = 0.0
-    peak_mib: float = 0.0
-
-
-class Ranks(Record):
-    """A line of ranks.jsonl."""
-
-    method: str
-    seed: int
-    round: Count
-    clients: list[Count]
-    active: dict[str, list[int]]
-    ranks: dict[str, int]
-
-
-def environment() -> dict[str, Any]:
-    """What else decides the numbers: versions, machine, threads."""
-    import torch
-
-    packages = ("feddlp", "torch", "transformers", "numpy", "pillow", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 @dataclass(frozen=True)
@@ -194,7 +86,7 @@ class RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
+            folder = cls(next(path for path in files.candidates(parent, name) if files.is_new_folder(path)))
             files.write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
@@ -216,7 +108,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; two processes never write to one run. A full disk ends in one line."""
-        with held_alone(self.path):
+        with files.held_alone(self.path):
             try:
                 yield
             except OSError as error:
@@ -451,40 +343,3 @@ class RunFolder:
             tensors.read(self.checkpoint(method))
         self._replace(state, method, back.model_copy(update={"undone": (*back.undone, round)}))
         return method
-
-
-@contextmanager
-def held_alone(folder: Path, lock: str = ".lock") -> Iterator[None]:
-    """Hold a folder for this process.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    held = FileLock(folder / lock, mode=0o600)
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{folder} is in use by another feddlp process; wait for it or stop it") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror}); use a folder of your own") from error
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def candidates(parent: Path, name: str) -> Iterator[Path]:
-    yield parent / name
-    number = 2
-    while True:
-        yield parent / f"{name}-{number}"
-        number += 1
-
-
-def is_new_folder(path: Path) -> bool:
-    """True where this call made it."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True

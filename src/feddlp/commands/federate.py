@@ -151,7 +151,7 @@ def node(
     with needing("federate", "flower"):
         from feddlp.federation.flower import machines, processes
         from feddlp.federation.flower.keys import parse_address
-    from feddlp.records import held_alone
+    from feddlp.files import held_alone
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
     settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}

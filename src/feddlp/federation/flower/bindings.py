@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from feddlp.records import held_alone
+from feddlp.files import held_alone
 from feddlp.states import Sealed, read, write
 
 FILE = "clients.json"

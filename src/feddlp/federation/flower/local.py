@@ -31,8 +31,8 @@ from feddlp.federation.flower.processes import (
 )
 from feddlp.federation.flower.resident import is_alive
 from feddlp.federation.flower.settings import share_of, spell, variable
-from feddlp.files import make_folder
-from feddlp.records import RunFolder, held_alone
+from feddlp.files import held_alone, make_folder
+from feddlp.records import RunFolder
 from feddlp.states import Sealed, read, write
 
 HERE = machines.Trust(None)  # on this machine there is no need for certificates
