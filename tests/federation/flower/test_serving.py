@@ -302,8 +302,8 @@ def test_a_run_that_was_taken_back_ends_as_undisturbed(method, back, training, t
 
 
 def moved(parcel, wrong):
-    """What a node says, its upload large but finite where it is to be wrong."""
-    shift = 0.25 * wrong
+    """What a node says, its upload shifted by little enough to be taken, where it is to be wrong."""
+    shift = 1e-3 * wrong
     uploads = {n: {leaf: value + shift for leaf, value in theta.items()} for n, theta in parcel.adapters.items()}
     return Parcel(parcel.facts, uploads)
 
