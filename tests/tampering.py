@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from feddlp import files, states
+from feddlp.record_types import State
 from feddlp.records import RunFolder
-from feddlp.schemas import State
 from feddlp.states import Commit, History, Piece
 
 

@@ -113,12 +113,12 @@ def test_model_losses_and_data_know_nothing_of_federation(module):
 def test_reports_are_made_from_records_and_costs_alone(module):
     allowed = (
         "feddlp.records",
+        "feddlp.record_types",
+        "feddlp.states",
         "feddlp.errors",
         "feddlp.files",
         "feddlp.names",
         "feddlp.report",
-        "feddlp.schemas",
-        "feddlp.states",
     )
     assert [name for name in own(module) if not within(name, *allowed)] == []
 

@@ -28,8 +28,8 @@ from feddlp.federation.flower.local import Shape, shape_before
 from feddlp.federation.flower.registry import Registry
 from feddlp.federation.flower.statefolder import StateFolder, identity
 from feddlp.progress import PlainReporter
+from feddlp.record_types import Partition, State
 from feddlp.records import RunFolder
-from feddlp.schemas import Partition, State
 from feddlp.states import ClientsPiece, History
 from terminal import assert_mistake
 

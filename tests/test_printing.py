@@ -8,7 +8,8 @@ import pytest
 
 from feddlp.printing import print_run
 from feddlp.progress import Console, make_reporter
-from feddlp.records import CLIENT_COLUMNS, RunFolder
+from feddlp.record_types import CLIENT_COLUMNS
+from feddlp.records import RunFolder
 
 ROW = {
     "method": "feddlp", "seed": 0, "round": 100, "train_loss": {"local": 0.1234}, "bytes_down": 2**40 + 1,

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from feddlp import files
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
-from feddlp.records import CLIENT_COLUMNS, RunFolder
+from feddlp.record_types import CLIENT_COLUMNS
+from feddlp.records import RunFolder
 
 
 @pytest.fixture

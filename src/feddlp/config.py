@@ -8,7 +8,6 @@ left open comes from a preset (`hyperparameters`).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,12 +20,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
-from feddlp.data.datasets import FROM_DISK
+from feddlp.config_values import Names, absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.partition import PartitionName, Splits
 from feddlp.data.source import OnBadImage, Resizing
@@ -47,7 +45,6 @@ from feddlp.hyperparameters import (
 )
 from feddlp.methods import find_again, registry
 from feddlp.model import Adapt
-from feddlp.model.hub import EMBEDDED
 from feddlp.names import is_text
 from feddlp.provenance import Rate, check_tuning, is_open, recorded
 
@@ -55,39 +52,6 @@ if TYPE_CHECKING:
     from feddlp.methods.base import Method
 
 Table = dict[str, Any]
-
-
-def split_names(value: Any) -> Any:
-    """ "feddlp, flora" or ["feddlp", "flora"] -> ("feddlp", "flora")"""
-    parts = value.split(",") if isinstance(value, str) else value
-    return (
-        tuple(part.strip() if isinstance(part, str) else part for part in parts) if isinstance(parts, list) else parts
-    )
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(split_names), PlainSerializer(", ".join), Field(min_length=1)]
-
-
-def absolute_dataset(value: str) -> str:
-    """KIND:PATH with the path made absolute, so that a run can be resumed from anywhere."""
-    kind, _, path = value.partition(":")
-    return f"{kind}:{Path(path).expanduser().resolve()}" if kind in FROM_DISK and path else value
-
-
-def absolute_checkpoint(value: str) -> str:
-    """A local folder made absolute; other names stay."""
-    folder = Path(value).expanduser()
-    return str(folder.resolve()) if value not in EMBEDDED and folder.is_dir() else value
-
-
-def gibibytes(value: Any) -> Any:
-    """ "auto", 8, "8GiB" or "512 MiB" -> "auto" or GiB."""
-    if value == "auto":
-        return value
-    found = re.fullmatch(r"(\d+\.?\d*) *(GiB|MiB)?", str(value).strip())
-    if not found or not float(found[1]):
-        raise ValueError("write auto, a number of GiB, or for example 512MiB")
-    return float(found[1]) / (1024 if found[2] == "MiB" else 1)
 
 
 PLACES = (

@@ -16,9 +16,9 @@ from feddlp.federation.rows import client_rows, rank_row, round_row
 from feddlp.materials import Materials
 from feddlp.memory import reset_peak
 from feddlp.provenance import code_of, learning_rates, own_methods
+from feddlp.record_types import environment
 from feddlp.records import ROSTER, TAKEN, RunFolder
 from feddlp.report.rates import described
-from feddlp.schemas import environment
 
 
 class Reporter(preparation.Reporter, Protocol):

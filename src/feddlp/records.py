@@ -38,8 +38,9 @@ from pydantic import ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
+from feddlp.files import candidates, held_alone, is_new_folder
 from feddlp.names import csv_text
-from feddlp.schemas import Environment, Newcomers, Partition, Ranks, Round, State, environment
+from feddlp.record_types import CLIENT_COLUMNS, Environment, Newcomers, Partition, Ranks, Round, State, environment
 from feddlp.states import RESTORE, ClientsPiece, Commit, History, Piece, Record
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ if TYPE_CHECKING:
 
 TAKEN = "taken"  # in environment.json: from which node's folder the models came
 ROSTER = "roster.json"  # in the folder of a run whose clients are on other machines
-CLIENT_COLUMNS = (
-    "method", "seed", "round", "client", "name", "train_samples", "validation_samples", "test_samples",
-    "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
-    "participated", "reported", "bytes_down", "bytes_up",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(next(path for path in files.candidates(parent, name) if files.is_new_folder(path)))
+            folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
             files.write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
@@ -108,7 +104,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; two processes never write to one run. A full disk ends in one line."""
-        with files.held_alone(self.path):
+        with held_alone(self.path):
             try:
                 yield
             except OSError as error:

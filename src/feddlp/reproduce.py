@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
-from feddlp.config import Table, absolute_checkpoint, apply_override
+from feddlp.config import Table, apply_override
+from feddlp.config_values import absolute_checkpoint
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.errors import UserError, nearest
 from feddlp.experiment import Reporter

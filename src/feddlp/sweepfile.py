@@ -13,7 +13,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from feddlp.config import Config, Names, Table, read_table, validate
+from feddlp.config import Config, Table, read_table, validate
+from feddlp.config_values import Names
 from feddlp.errors import UserError
 from feddlp.hyperparameters import CHECKED, base_of, explain, options_model, variant_fields
 from feddlp.methods import registry

@@ -25,8 +25,8 @@ from feddlp import cli, experiment, files, states
 from feddlp.config import load_config
 from feddlp.federation.clients import Block, ClientStore
 from feddlp.progress import PlainReporter
+from feddlp.record_types import Environment
 from feddlp.records import RunFolder
-from feddlp.schemas import Environment
 from terminal import Begun, assert_mistake, forked
 
 METHODS = ("flora", "feddlp")

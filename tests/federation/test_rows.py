@@ -13,7 +13,7 @@ from feddlp.federation.rows import client_rows, mean_losses, rank_row, round_row
 from feddlp.methods import registry
 from feddlp.methods.feddlp import FedDLP
 from feddlp.methods.flora import FLoRA
-from feddlp.records import CLIENT_COLUMNS
+from feddlp.record_types import CLIENT_COLUMNS
 
 ROUND = {
     *("method", "seed", "round", "test", "validation", "diagnostics", "train_loss", "parameters", "parameters_sent"),

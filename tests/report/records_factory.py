@@ -13,8 +13,8 @@ from typing import Any
 import tomli_w
 
 from feddlp import states
+from feddlp.record_types import Environment
 from feddlp.records import RunFolder
-from feddlp.schemas import Environment
 from tampering import commit
 
 LEAVES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")

@@ -7,7 +7,7 @@ import json
 
 from records_factory import client_row, make_run
 
-from feddlp.records import CLIENT_COLUMNS
+from feddlp.record_types import CLIENT_COLUMNS
 from feddlp.report.latest import carried
 from feddlp.report.series import read_run
 from tampering import commit

@@ -10,8 +10,8 @@ from records_factory import environment, make_run, set_option
 
 from feddlp import states
 from feddlp.errors import UserError
+from feddlp.record_types import Environment
 from feddlp.report.series import flatten, group, natural, read_run
-from feddlp.schemas import Environment
 
 SHORT = {"methods": ("flora", "feddlp"), "rounds": 2}
 

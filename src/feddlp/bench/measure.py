@@ -30,7 +30,7 @@ from feddlp.federation.host import Host, Lane
 from feddlp.federation.rounds import Federation
 from feddlp.files import MIB
 from feddlp.memory import peak_mib, reset_peak
-from feddlp.schemas import environment
+from feddlp.record_types import environment
 from feddlp.training.cohort import Cohort, Slot
 
 Say = Callable[[str], None]

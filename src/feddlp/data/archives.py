@@ -19,8 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from feddlp.data.cache import writing
-from feddlp.data.cache_folder import cache_root
+from feddlp.data.cache_folder import cache_root, writing
 from feddlp.data.pictures import PictureFile
 from feddlp.errors import UserError
 from feddlp.files import make_folder

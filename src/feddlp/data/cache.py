@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -35,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from feddlp.data.cache_folder import room_for
+from feddlp.data.cache_folder import room_for, writing
 from feddlp.data.preparation import Filled, Pixels, Progress, Resize, fill, pixel_hash, row_shape
 from feddlp.data.source import Picture
 from feddlp.errors import UserError
@@ -47,17 +46,6 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 ALLOCATE = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, start + size))  # macOS has none
-
-
-@contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Where the disk says no, the user is told how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{what} cannot be written ({error.strerror}); free some room or set FEDDLP_CACHE to another folder"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from feddlp.errors import UserError
@@ -37,3 +39,14 @@ def room_for(needed: int, folder: Path, present: int = 0) -> str:
 def in_units(size: int) -> str:
     """A number of bytes as 12 KiB or 3,456 MiB."""
     return f"{size / MIB:,.0f} MiB" if size >= MIB else f"{math.ceil(size / 1024)} KiB"
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Where the disk says no, the user is told how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written ({error.strerror}); free some room or set FEDDLP_CACHE to another folder"
+        ) from error

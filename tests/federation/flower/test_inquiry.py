@@ -181,7 +181,7 @@ def test_an_app_that_failed_is_left_out_with_its_words_on_one_line(scene):
     found = scene(holding(0, 1, 2), holding(3, script=[Error(2, "Trace\n\x1b[31mback\u202e" + "x" * 999)]))
     assert found.ask() == [0, 1, 2]
     (line,) = found.warnings
-    assert line.startswith("the question: client 3: left out: its app failed: Trace \\x1b[31mback\\u202ex")
+    assert line.startswith(r"the question: client 3: left out: its app failed: Trace \x1b[31mback\u202exx")
     assert line.isprintable()
     assert len(line) < 400
 

@@ -79,7 +79,7 @@ def test_the_environment_stands_in_and_node_config_wins():
 
 def test_the_server_never_says_which_images_are_read():
     config = small(data={"dataset": "folder:/etc", "partition": "natural"})
-    with pytest.raises(UserError, match=r"is never read from this machine's disk; set data=folder:PATH"):
+    with pytest.raises(UserError, match=r"never read from this machine.s disk; start the node with --data folder:PATH"):
         read_settings(HERE, {}, 3).localised(config)
     own = read_settings({**HERE, "data": "folder:/photos", "checkpoint": "there"}, {}, 3).localised(config)
     assert (own.data.dataset, own.model.checkpoint, own.model.device) == ("folder:/photos", "there", "auto")
@@ -91,7 +91,8 @@ def test_the_server_never_says_which_images_are_read():
 def test_a_node_takes_no_frozen_model_on_the_servers_word(checkpoint):
     config = small(model={"checkpoint": checkpoint})
     with pytest.raises(
-        UserError, match=r"checkpoint=\S+ is not taken on its word.*set checkpoint to a folder or hub name"
+        UserError,
+        match=r"checkpoint=\S+ is not taken on its word.*start the node with --checkpoint and a folder",
     ):
         read_settings(HERE, {}, 3).localised(config)
     assert read_settings({**HERE, "checkpoint": "here"}, {}, 3).localised(config).model.checkpoint == "here"

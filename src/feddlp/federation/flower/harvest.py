@@ -15,8 +15,8 @@ from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
 from feddlp.federation.flower.statefolder import Kept, StateFolder
 from feddlp.files import make_folder, private, write_atomically
+from feddlp.record_types import Partition
 from feddlp.records import TAKEN, RunFolder
-from feddlp.schemas import Partition
 from feddlp.states import read, write
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from feddlp.config import Config, absolute_checkpoint, absolute_dataset, gibibytes
+from feddlp.config import Config
+from feddlp.config_values import absolute_checkpoint, absolute_dataset, gibibytes
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower import limits
 from feddlp.model.hub import EMBEDDED

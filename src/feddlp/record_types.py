@@ -1,4 +1,4 @@
-"""What stands in the records and states of a run folder, as types."""
+"""What the files of a run folder hold, as types; `records` says which file is which."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from feddlp.states import Commit, Count, FolderName, History, Record, Sealed
+
+CLIENT_COLUMNS = (
+    "method", "seed", "round", "client", "name", "train_samples", "validation_samples", "test_samples",
+    "validation_correct", "test_correct", "test_accuracy", "train_loss", "active_ranks",
+    "participated", "reported", "bytes_down", "bytes_up",
+)  # fmt: skip
 
 
 class State(Sealed):
