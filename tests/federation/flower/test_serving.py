@@ -47,8 +47,8 @@ def assert_same(found, expected, exact=False):
     if exact:
         assert rounds(found) == rounds(expected)
         assert (found.path / "config.toml").read_text() == (expected.path / "config.toml").read_text()
-    for state in expected.path.glob("checkpoint/*/state.json"):
-        mine, theirs = (run.load_checkpoint(state.parent.name) for run in (found, expected))
+    for method in expected.state().methods:
+        mine, theirs = (run.load_checkpoint(method) for run in (found, expected))
         assert mine[0] == theirs[0]
         assert mine[1].keys() == theirs[1].keys()
         for name, value in theirs[1].items():
