@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def resume(fresh: Federation, stopped: Federation, folder: Path) -> Federation:
     """A federation that goes on from another's files, as a new process would."""
     for lane, (store, old) in enumerate(zip(fresh.clients.stores, stopped.clients.stores, strict=True)):
         store.folder = old.folder = folder / str(lane)
-        store.load(json.loads(json.dumps(old.flush())))
+        store.load(old.flush())
     states = [dict(stopped.state_dict(lane)) for lane in range(len(fresh.clients.stores))]
     fresh.load_state_dict(stopped.round, states)
     fresh.clients.wave = stopped.clients.wave

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from feddlp.costs import MIB, trainable_parameters
+from feddlp.costs import trainable_parameters
+from feddlp.files import MIB
 from feddlp.federation.host import Lane
 from feddlp.federation.rounds import first_shared
 from feddlp.methods import registry

@@ -191,8 +191,8 @@ def test_the_card_says_what_it_is(played, tmp_path):
     run = played("image")
     run.export(CLIENT, tmp_path / "out", "flora")
     card = (tmp_path / "out" / "README.md").read_text()
-    last = [row for row in run.folder.clients.read_text().splitlines() if row.startswith(f"flora,0,2,{CLIENT},")]
-    tests, accuracy = last[0].split(",")[6], float(last[0].split(",")[9])
+    rows = [row for row in run.folder.read_clients() if (row["method"], row["client"]) == ("flora", str(CLIENT))]
+    tests, accuracy = rows[-1]["test_samples"], float(rows[-1]["test_accuracy"])
     for part in (
         f"{accuracy:.2f} % of the client's own {tests} test images",
         "after round 2 of 2",
@@ -336,8 +336,9 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
 @pytest.fixture
 def numbered(tmp_path) -> RunFolder:
     """Clients whose names are numbers."""
-    (tmp_path / "partition.json").write_text(json.dumps({"client_names": ["1", "2", "3", "east", "4"]}))
-    return RunFolder(tmp_path)
+    folder = RunFolder(tmp_path)
+    folder.write_partition({"class_names": [], "client_names": ["1", "2", "3", "east", "4"]})
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -375,7 +376,6 @@ def test_a_card_shows_names_and_obeys_none(name, tmp_path):
         data=f"folder:{name}", method="feddlp", client=1, client_name=name, seed=0, round=1, adapter="local",
     )  # fmt: skip
     folder = RunFolder(tmp_path)
-    folder.record_clients([])
     model = ClientModel("feddlp", 1, 0, 1, "local", config.build_methods()["feddlp"], {}, "local")
     card = model_card(folder, config, model, manifest, {})
     assert not {sign for sign in card if unicodedata.category(sign)[0] == "C"} - {"\n"}

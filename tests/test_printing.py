@@ -10,6 +10,7 @@ from feddlp.printing import print_run
 from feddlp.progress import Console, make_reporter
 from feddlp.record_types import CLIENT_COLUMNS
 from feddlp.records import RunFolder
+from tampering import commit
 
 ROW = {
     "method": "feddlp", "seed": 0, "round": 100, "train_loss": {"local": 0.1234}, "bytes_down": 2**40 + 1,
@@ -26,7 +27,7 @@ NUMBERS += ("12345.67", f"{(2**40 + 1 + 2**41) / 2**20:.2f}", "feddlp")
 def run(tmp_path) -> RunFolder:
     folder = RunFolder.create(tmp_path, "run", "methods = 'feddlp'\ntraining.rounds = 100\n")
     folder.record_round(ROW, [dict.fromkeys(CLIENT_COLUMNS, "")])
-    return folder
+    return commit(folder)
 
 
 @pytest.mark.parametrize("colours", ["", "1"])  # rich takes what has colours for a terminal

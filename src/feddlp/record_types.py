@@ -55,6 +55,7 @@ class Partition(Sealed):
     clients: list[dict[str, list[Count]]] | None = None
     newcomers: list[Count] | None = None
     client_names: list[str] | None = None
+    own_data: bool = False  # some node brought images in place of those of the configuration
 
 
 Accuracies = dict[str, float] | None

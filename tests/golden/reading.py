@@ -26,7 +26,7 @@ from feddlp.federation.clients import ClientStore, gather
 from feddlp.records import RunFolder
 
 Digest = tuple[int, float, float]
-MEASURED = {"seconds", "peak_mib", "wave", "activation_mib"}  # differ from machine to machine
+BESIDE = {"seconds", "peak_mib", "wave", "activation_mib", "checksum", "format"}  # no result
 
 
 def digest(tensors: Mapping[str, Tensor]) -> Digest:
@@ -57,7 +57,8 @@ def close(found: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 def methods_of(run: Path) -> list[str]:
-    return sorted(path.parent.name for path in run.glob("checkpoint/*/state.json"))
+    state = RunFolder(run).state()
+    return sorted(name for name, history in state.methods.items() if history.last.round) if state else []
 
 
 def digests(run: Path) -> dict[str, Digest]:
@@ -75,7 +76,7 @@ def tensors(folder: RunFolder, method: str) -> tuple[dict[str, Tensor], dict[str
     assert found
     assert state
     store = ClientStore(folder.checkpoint(method))
-    store.load(state["clients"])
+    store.load(state.clients)
     rows = sorted(store.where)
     clients = gather(store.parts({row: place for place, row in enumerate(rows)})) if rows else {}
     server = {name: value for name, value in found[1].items() if name.startswith("server/")}
@@ -88,7 +89,7 @@ def numbers(row: Any, name: str = "") -> dict[str, float]:
         return {name: float(row)}
     if isinstance(row, dict | list):
         items = row.items() if isinstance(row, dict) else enumerate(row)
-        return {k: v for key, one in items if key not in MEASURED for k, v in numbers(one, f"{name}/{key}").items()}
+        return {k: v for key, one in items if key not in BESIDE for k, v in numbers(one, f"{name}/{key}").items()}
     return {}
 
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipCon
 
 from checkpoints import CHECKPOINTS, POSITIONS, SENTENCES
 from feddlp.data.batches import Batch
-from feddlp.data.features import encode_prompts
+from feddlp.data.prompts import Prompts
 from feddlp.errors import UserError
 from feddlp.model.adapters import Dense, FeatureSite, LinearSite, LoRA, WeightSite, count_parameters
 from feddlp.model.backbone import find_sites
@@ -71,7 +71,8 @@ def test_the_forward_pass_of_clients_ends_in_the_librarys_logits(kind, adapt, ch
     images = backbone.resize(pictures)
     inputs = backbone.encode_images(images) if adapt == "text" else images
     batch = Batch(inputs[None], torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool))
-    forward = Forward(backbone, {}, {}, encode_prompts(backbone, CASED))
+    prompts = Prompts(tokens := backbone.tokenize(CASED), backbone.encode_texts(tokens))  # two may be the same tokens
+    forward = Forward(backbone, {}, {}, prompts)
     torch.testing.assert_close(forward.frozen(batch, {})[0], expected, rtol=0, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ from feddlp.errors import UserError
 from feddlp.federation.flower.local import LocalFederation, federation
 from feddlp.federation.flower.serving import new_run
 from feddlp.progress import PlainReporter
-from feddlp.records import RunFolder, read_lines
+from feddlp.records import RunFolder
 
 pytestmark = pytest.mark.faults
 WORDS = [
@@ -196,7 +196,7 @@ def test_a_node_that_uploads_poison_is_left_out_and_the_run_ends_well(size, fold
         local.play()
     (line,) = [line for line in listener.lines if "left out" in line]
     assert re.search(r"feddlp round 1: client 1: left out: its upload has the norm \S+, out of all proportion", line)
-    assert len(list(read_lines(folder.rounds))) == 3
+    assert len(folder.read_rounds()) == 3
     kept = list(folder.path.rglob("*.safetensors"))
     assert {path.relative_to(folder.path).parts[0] for path in kept} == {"checkpoint", "federation"}
     for path in kept:
@@ -234,7 +234,7 @@ def test_the_superlink_and_the_server_are_killed_and_the_run_resumed(moment, fol
             first.on_round = {1: kill_link}
             with pytest.raises(UserError, match=r"died.*feddlp federate resume"):
                 local.play()
-        assert len(list(read_lines(folder.rounds))) < 3
+        assert len(folder.read_rounds()) < 3
         with federation(folder, 2, second) as local:
             local.play()
     assert_same(folder, undisturbed)

@@ -48,7 +48,7 @@ def test_what_a_node_could_not_work_with_is_refused_at_once(words, said, setting
 
 def test_the_servers_of_runs_learn_where_keys_are_bound_to_clients(tmp_path):
     for name in ("ca.crt", "server.crt", "server.key"):
-        (tmp_path / name).touch()
+        (tmp_path / name).touch(0o600)
     port = free_ports(1)[0]
     _, variables = link(f"127.0.0.1:{port}", Trust(tmp_path), tmp_path / "place")
     assert variables[VARIABLE] == str(tmp_path / "place" / "clients.json")
