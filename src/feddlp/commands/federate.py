@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from feddlp.commands.common import (
 )
 from feddlp.errors import UserError
 from feddlp.progress import Console
+
+if TYPE_CHECKING:
+    from feddlp.federation.flower.control import Control
 
 app = typer.Typer(help="Run a federation over several machines, on Flower; see docs/flower.md.", rich_markup_mode=None)
 
@@ -154,9 +157,8 @@ def node(
     from feddlp.files import held_alone
 
     settings = {"clients": clients, "state-dir": str(state_dir.absolute()), "data": data, "device": device}
-    settings |= {key: value for key, value in (("name", name), ("checkpoint", checkpoint)) if value}
-    told = {"tell-classes": tell_classes, "tell-problems": tell_problems}
-    settings |= {key: "yes" for key, yes in told.items() if yes}
+    settings |= {"name": name, "checkpoint": checkpoint}
+    settings |= {"tell-classes": "yes" * tell_classes, "tell-problems": "yes" * tell_problems}
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
     hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
     with held_alone(state_dir.absolute(), "node.lock"):
@@ -165,6 +167,18 @@ def node(
         processes.keep_running(
             lambda line: print_at_once(f"feddlp: {line}{hint if keys else ''}"), command, variables, log, verbose
         )
+
+
+def print_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def control(link: str, keys: Path | None, insecure: bool, place: Path) -> Control:
+    """The SuperLink that the options name."""
+    with needing("federate", "flower"):
+        from feddlp.federation.flower import machines
+
+    return machines.control(link, machines.trust(link, keys, insecure), place)
 
 
 @app.command()
@@ -203,13 +217,12 @@ def register(
     feddlp federate register hospital-a.pub --clients 0 --keys keys
     """
     with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
         from feddlp.federation.flower.settings import parse_clients, spell
 
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
     held = parse_clients(clients, "--clients ")
-    number = machines.control(link, machines.trust(link, keys, False), place).register(key, held)
+    number = control(link, keys, False, place).register(key, held)
     print(f"{key.stem} may join with clients {spell(held)}; to put it out again: feddlp federate unregister {number}")
 
 
@@ -226,10 +239,7 @@ def unregister(
     \b
     feddlp federate unregister 10171740487049432716 --keys keys
     """
-    with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
-
-    machines.control(link, machines.trust(link, keys, False), place).unregister(str(number))
+    control(link, keys, False, place).unregister(str(number))
     print(f"node {number} is put out")
 
 
@@ -255,7 +265,6 @@ def run(
     """
     quiet_libraries()
     with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
         from feddlp.federation.flower.serving import check_fit
     from feddlp.config import load_config
 
@@ -268,17 +277,13 @@ def run(
         config = load_config(*split_words(words or []))
         check_fit(config)
         what = {"configuration": config.to_toml()}
-    control = machines.control(link, machines.trust(link, keys, insecure), place)
+    superlink = control(link, keys, insecure, place)
     try:
-        control.watch(control.submit(what), print_at_once)
+        superlink.watch(superlink.submit(what), print_at_once)
     except KeyboardInterrupt:
         options = ["--link", link, *(["--keys", str(keys)] if keys else []), *(["--insecure"] if insecure else [])]
         again = shlex.join(["feddlp", "federate", "stop", *options])
         raise StoppedByUser(f"a run that had begun goes on at the server; end it with: {again}") from None
-
-
-def print_at_once(line: str) -> None:
-    print(line, flush=True)
 
 
 @app.command()
@@ -290,10 +295,7 @@ def stop(
     \b
     feddlp federate stop --keys keys
     """
-    with needing("federate", "flower"):
-        from feddlp.federation.flower import machines
-
-    stopped = machines.control(link, machines.trust(link, keys, insecure), place).stop()
+    stopped = control(link, keys, insecure, place).stop()
     print(
         f"{len(stopped)} stopped; go on with: feddlp federate run --resume RUN" if stopped else "nothing is under way"
     )

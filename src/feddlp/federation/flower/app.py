@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from feddlp.federation.flower.envelopes import Envelope, from_record, to_record
+from feddlp.federation.flower.envelopes import from_record, to_record
 from feddlp.federation.flower.resident import ask
 
 KEEP_WARM = 900.0  # seconds that a node's process waits for the next message
@@ -23,21 +21,18 @@ server = ServerApp()
 @client.query()
 @client.train()
 def answer(message: Message, context: Context) -> Message:
-    """Hello, the start, or a round: all that a node is ever asked."""
-    said = answer_here_or_there(from_record(message.content), context.node_config)
-    return Message(to_record(said), reply_to=message)
-
-
-def answer_here_or_there(envelope: Envelope, node_config: Mapping[str, Any]) -> Envelope:
-    """By the node's resident, or where it has none, by this process."""
-    simulated = "clients" not in node_config  # by Flower's simulation, which has processes that stay
-    idle = float(node_config.get("keep-warm", 0.0 if simulated else KEEP_WARM))
+    """Hello, the start, or a round: all that a node is ever asked; by its resident, or without one, by this process."""
+    envelope, settings = from_record(message.content), context.node_config
+    simulated = "clients" not in settings  # by Flower's simulation, which has processes that stay
+    idle = float(settings.get("keep-warm", 0.0 if simulated else KEEP_WARM))
     if idle > 0 and hasattr(os, "getuid"):
-        return ask(envelope, node_config, idle)
-    from feddlp.federation.flower.node import answer_envelope, set_up
+        said = ask(envelope, settings, idle)
+    else:
+        from feddlp.federation.flower.node import answer_envelope, set_up
 
-    set_up()
-    return answer_envelope(envelope, node_config)
+        set_up()
+        said = answer_envelope(envelope, settings)
+    return Message(to_record(said), reply_to=message)
 
 
 @server.main()

@@ -85,13 +85,11 @@ def copy_method(state: StateFolder, kept: Kept, folder: RunFolder, method: str) 
     """A method's clients, at the places that a run folder has for them, and the shared adapter as it last came."""
     clients = parse_clients(kept.belongs["clients"])
     folder.begin(method)
-    place = folder.checkpoint(method)
+    place, pieces = folder.checkpoint(method), []
     make_folder(place)
     for piece in kept.last.clients:
         shutil.copy(state.path / piece.file, place / piece.file)
-    pieces = [
-        piece.model_copy(update={"rows": tuple(clients[row] for row in piece.rows)}) for piece in kept.last.clients
-    ]
+        pieces.append(piece.model_copy(update={"rows": tuple(clients[row] for row in piece.rows)}))
     server = {
         f"server/shared/{name}/{leaf}": value
         for name, theta in state.read_order(kept).items()

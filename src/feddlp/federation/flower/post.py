@@ -5,7 +5,6 @@ Replies come in any order, or as one of Flower's errors, or never; every one is 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from flwr.serverapp import Grid
 
 from feddlp.federation.flower.parcels import Parcel, to_record
 
-log = logging.getLogger("feddlp")
 UNAVAILABLE, CRASHED = 5, 8  # flwr.common.constant.ErrorCode
 GARBAGE = -1  # ours
 WHY = {
@@ -98,16 +96,16 @@ class Post:
     def collect(self) -> Iterator[Reply]:
         """What has come since."""
         for found in self._pull(list(self.pending)):
-            id, reply = found if isinstance(found, tuple) else opened(found)
-            if letter := self.pending.pop(id, None):
-                yield letter, reply
+            if letter := self.pending.pop(found[0], None):
+                yield letter, found[1]
 
-    def _pull(self, ids: list[str]) -> Iterator[Message | tuple[str, Lost]]:
-        """Replies; one that cannot be unpacked holds up neither us nor the others."""
-        if not ids:
-            return
+    def _pull(self, ids: list[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
+        """Replies, by the message they answer; one that cannot be unpacked holds up neither us nor the others."""
         try:
-            yield from self.grid.pull_messages(ids)
+            for message in self.grid.pull_messages(ids) if ids else ():
+                lost = message.has_error()
+                reply = Lost(message.error.code, str(message.error.reason)) if lost else message.content
+                yield message.metadata.reply_to_message_id, reply
         except httpx.HTTPError:  # the SuperLink, not a reply
             raise
         except Exception as error:
@@ -116,11 +114,3 @@ class Post:
             else:
                 for one in ids:
                     yield from self._pull([one])
-
-
-def opened(message: Message) -> tuple[str, RecordDict | Lost]:
-    """The message that this answers, and what it says."""
-    answered = message.metadata.reply_to_message_id
-    if message.has_error():
-        return answered, Lost(message.error.code, " ".join(str(message.error.reason).split()))
-    return answered, message.content

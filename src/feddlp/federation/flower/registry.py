@@ -7,12 +7,12 @@ samples those have who are away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+from pydantic import PrivateAttr
 
 from feddlp.config import Config
 from feddlp.data.source import PARTS
@@ -30,42 +30,32 @@ from feddlp.states import Sealed, read, write
 COMMON = ("checkpoint", "template", "dtype", "sites", "totals")  # the same on every node
 
 
-class Known(Sealed):
-    """roster.json"""
+class Registry(Sealed, frozen=False):
+    """What is known of the clients of one run: roster.json"""
 
     experiment: str
-    common: dict[str, Any]
+    common: dict[str, Any]  # what all nodes must agree in; empty before the first
     class_names: list[str]
-    closed: bool
-    own_data: bool
-    members: dict[int, dict[str, Any]]
-
-
-@dataclass
-class Registry:
-    """What is known of the clients of one run."""
-
-    path: Path
-    config: Config
-    experiment: str = field(default_factory=lambda: uuid4().hex)
-    common: dict[str, Any] = field(default_factory=dict)  # what all nodes must agree in; empty before the first
-    class_names: list[str] = field(default_factory=list)
-    closed: bool = False  # no more classes
-    own_data: bool = False  # some node brought images in place of those of the configuration
-    members: dict[int, dict[str, Any]] = field(default_factory=dict)  # client -> samples by part, data, node, ...
+    closed: bool  # no more classes
+    own_data: bool  # some node brought images in place of those of the configuration
+    members: dict[int, dict[str, Any]]  # client -> samples by part, data, node, ...
+    _path: Path = PrivateAttr()
+    _config: Config = PrivateAttr()
 
     @classmethod
     def open(cls, folder: Path, config: Config) -> Registry:
         """That of a run folder, or a new one."""
-        registry = cls(folder / ROSTER, config)
-        if (found := read(registry.path, Known)) is not None:
-            vars(registry).update(found.model_dump(exclude={"format"}))
-        else:
+        found = read(folder / ROSTER, cls)
+        registry = found or cls(
+            experiment=uuid4().hex, common={}, class_names=[], closed=False, own_data=False, members={}
+        )
+        registry._path, registry._config = folder / ROSTER, config
+        if not found:
             registry.save()
         return registry
 
     def save(self) -> None:
-        write(self.path, Known(**{key: value for key, value in vars(self).items() if key in Known.model_fields}))
+        write(self._path, self)
 
     def admit(self, hello: Hello) -> None:
         """Write down who has come.
@@ -96,7 +86,7 @@ class Registry:
 
     def _check_sizes(self, hello: Hello) -> None:
         """No more samples than a client may have, or than were dealt out; no larger adapters than fit in here."""
-        most = self.config.deployment.max_samples
+        most = self._config.deployment.max_samples
         for part in PARTS:
             counts = getattr(hello.samples, part)
             if max(counts) > most:
@@ -105,13 +95,13 @@ class Registry:
             if hello.totals and others + sum(counts) > hello.totals.get(part, 0):
                 raise RefusedError(f"with it clients have more {part} samples than are dealt out to all")
         sites = {name: site_of(*values) for name, values in hello.sites.items()}
-        methods = self.config.build_methods().values()
+        methods = self._config.build_methods().values()
         shared = max(sum(count_parameters(m.adapters()[name], sites) for name in m.shared) for m in methods)
         if shared * limits.PARAMETER > free_bytes(torch.device("cpu")) / 2:
             raise RefusedError(f"with its sites {shared:,} parameters are shared, too many for the server's memory")
 
     def _check_classes(self, hello: Hello) -> None:
-        if self.config.data.partition != "natural":
+        if self._config.data.partition != "natural":
             if any(member["data"] != hello.data for member in self.members.values()):
                 raise RefusedError(
                     "its data set is not that of the other nodes, and data.partition deals out one for all"
@@ -124,7 +114,7 @@ class Registry:
 
     def close(self) -> None:
         """The first round begins: from now on there are no other classes."""
-        if self.config.data.partition == "natural" and len(self.class_names) < 2:
+        if self._config.data.partition == "natural" and len(self.class_names) < 2:
             raise UserError(f"all clients together have {len(self.class_names)} class(es); at least 2 are needed")
         self.closed = True
         self.save()
