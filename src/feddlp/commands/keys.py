@@ -42,8 +42,7 @@ def server(
     with needing("keys", "flower"):
         from feddlp.federation.flower import keys
 
-    make = keys.renew_server if renew else keys.make_server
-    made = make(out, host or [], days)
+    made = keys.make_server(out, host or [], days, renew)
     print(f"{out}/server.crt: for {', '.join(keys.hosts_of(made))}, until {made.not_valid_after_utc:%Y-%m-%d}")
     print(f"give every node {out}/ca.crt; {out}/ca.key and {out}/server.key are secret")
 

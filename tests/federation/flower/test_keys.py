@@ -165,10 +165,10 @@ def test_tls_refuses_an_expired_certificate_and_takes_the_renewed(folder, monkey
     with monkeypatch.context() as earlier:
         then = keys.now() - timedelta(days=10)
         earlier.setattr(keys, "now", lambda: then)
-        keys.renew_server(folder, [], days=1)
+        keys.make_server(folder, [], days=1, renew=True)
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         handshake(folder, "localhost")
-    keys.renew_server(folder, [], days=1)
+    keys.make_server(folder, [], days=1, renew=True)
     assert handshake(folder, "fl.example.org") == "TLSv1.3"
 
 
@@ -249,7 +249,7 @@ def test_nothing_is_overwritten(folder):
 @pytest.mark.parametrize(("hosts", "kept"), [([], HOSTS), (["b.org"], ["b.org"])])
 def test_renewing_changes_the_certificate_alone(folder, hosts, kept):
     before = contents(folder)
-    renewed = keys.renew_server(folder, hosts, days=7)
+    renewed = keys.make_server(folder, hosts, days=7, renew=True)
     assert keys.hosts_of(renewed) == [*kept, *keys.ALWAYS]
     assert verify(folder, kept[0])
     after = contents(folder)
@@ -259,10 +259,10 @@ def test_renewing_changes_the_certificate_alone(folder, hosts, kept):
 def test_no_certificate_outlives_its_ca(folder, monkeypatch):
     end = keys.read_certificate(folder / "ca.crt").not_valid_after_utc
     monkeypatch.setattr(keys, "now", lambda: end - timedelta(days=5))
-    assert keys.renew_server(folder, [], days=365).not_valid_after_utc == end
+    assert keys.make_server(folder, [], days=365, renew=True).not_valid_after_utc == end
     monkeypatch.setattr(keys, "now", lambda: end)
     with pytest.raises(UserError, match=r"ca\.crt expired on"):
-        keys.renew_server(folder, [], days=365)
+        keys.make_server(folder, [], days=365, renew=True)
 
 
 def test_what_was_interrupted_is_completed(folder):
@@ -299,7 +299,7 @@ def test_what_is_damaged_is_named_and_nothing_is_written(folder, spoil, said):
     spoil(folder)
     before = contents(folder)
     with pytest.raises(UserError, match=said):
-        keys.renew_server(folder, [], days=1)
+        keys.make_server(folder, [], days=1, renew=True)
     assert contents(folder) == before
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from feddlp.config import Config, load_config
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
-from feddlp.federation.flower.statefolder import Kept, StateFolder
+from feddlp.federation.flower.statefolder import Kept, StateFolder, leaves
 from feddlp.files import make_folder, private, write_atomically
 from feddlp.record_types import Partition
 from feddlp.records import TAKEN, RunFolder
@@ -90,11 +90,7 @@ def copy_method(state: StateFolder, kept: Kept, folder: RunFolder, method: str) 
     for piece in kept.last.clients:
         shutil.copy(state.path / piece.file, place / piece.file)
         pieces.append(piece.model_copy(update={"rows": tuple(clients[row] for row in piece.rows)}))
-    server = {
-        f"server/shared/{name}/{leaf}": value
-        for name, theta in state.read_order(kept).items()
-        for leaf, value in theta.items()
-    }
+    server = leaves("server/shared", state.read_report(kept)[1])
     folder.save_checkpoint(method, kept.last.round, server, pieces, kept.last.wave)
 
 

@@ -49,37 +49,24 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def make_server(folder: Path, hosts: Sequence[str], days: int) -> x509.Certificate:
-    """The server's first certificate and key, and the CA where there is none.
+def make_server(folder: Path, hosts: Sequence[str], days: int, renew: bool = False) -> x509.Certificate:
+    """Make the server's certificate, and its key and the CA where there are none.
 
     Args:
         hosts: names and IP addresses under which nodes reach the server; localhost and 127.0.0.1 come by themselves.
+        renew: certify the key that is there once more; without `hosts`, for those of the present certificate.
 
     Raises:
-        UserError: a host is none, the folder is open to others, or a certificate is there already.
+        UserError: a host is none, the folder is open to others, or a certificate is there already; or, to renew, none.
     """
-    names = subject_names(hosts)
     file = folder / "server.crt"
-    if file.exists():
+    present = read_certificate(file) if renew else None
+    names = alternative_names(present) if present and not hosts else subject_names(hosts)
+    if file.exists() and not renew:
         raise UserError(
             f"{file} exists and is not overwritten; renew it with --renew, or name another folder with --out"
         )
-    return certify_server(folder, names, days)
-
-
-def renew_server(folder: Path, hosts: Sequence[str], days: int) -> x509.Certificate:
-    """A new certificate for the server's key, from the same CA; without `hosts`, for those of the present one.
-
-    Raises:
-        UserError: a host is none, or there is no certificate.
-    """
-    present = read_certificate(folder / "server.crt")
-    return certify_server(folder, subject_names(hosts) if hosts else alternative_names(present), days)
-
-
-def certify_server(folder: Path, names: list[x509.GeneralName], days: int) -> x509.Certificate:
     open_folder(folder)
-    file = folder / "server.crt"
     ca_key, ca = authority(folder)
     key = key_beside(file).public_key()
     until = min(now() + timedelta(days=days), ca.not_valid_after_utc)

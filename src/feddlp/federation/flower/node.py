@@ -202,7 +202,7 @@ class Node:
             asked = digest(number, self.facts["clients"], parcel)
             if kept.last.round == number + 1 and kept.last.order == asked:
                 log.info("round %d was played before; its report is given again", number + 1)
-                return folder.read_report(kept)
+                return folder.read_report(kept)[0]
             self._check_order(folder, kept, parcel)
             return self._play(folder, folder.before(kept, number), parcel, asked)
 
@@ -211,7 +211,7 @@ class Node:
         host, number = self.host(self.facts["method"]), self.facts["round"]
         first = first_shared(host.lanes[0], host.sites, host.like)
         follows = kept.last.tensors and kept.last.round <= number
-        before, rounds = (folder.read_order(kept), number - kept.last.round + 1) if follows else (first, number)
+        before, rounds = (folder.read_report(kept)[1], number - kept.last.round + 1) if follows else (first, number)
         most = self.told.deployment.max_samples if self.natural else int(self.materials.data.train.sizes().max())
         bounds = Proportion(host.lanes[0].method, self.told.training, first)
         try:

@@ -37,6 +37,8 @@ from feddlp.files import private
 from feddlp.states import Commit, History, Piece, Sealed, read, remove_others, write
 
 if TYPE_CHECKING:  # whoever only passes settings on asks for a folder's identity, and needs no PyTorch
+    from torch import Tensor
+
     from feddlp.federation.flower.parcels import Parcel
     from feddlp.model.adapters import Theta
 
@@ -160,40 +162,31 @@ class StateFolder:
         """Write a report, and the shared adapters that came with its order; not yet committed."""
         from feddlp import tensors
 
-        parts = {"report": report.adapters, "order": order.adapters}
-        values = {
-            f"{part}/{name}/{leaf}": value
-            for part, adapters in parts.items()
-            for name, theta in adapters.items()
-            for leaf, value in theta.items()
-        }
+        values = {**leaves("report", report.adapters), **leaves("order", order.adapters)}
         return tensors.write(self.path / f"report-{round:04d}.safetensors", values, {"facts": json.dumps(report.facts)})
 
-    def read_report(self, kept: Kept) -> Parcel:
-        """The report of the last round, as it was given.
+    def read_report(self, kept: Kept) -> tuple[Parcel, Mapping[str, Theta]]:
+        """The report of the last round as it was given, and the shared adapters as they came for it.
 
         Raises:
-            UserError: its file is missing or damaged.
+            UserError: their file is missing or damaged.
         """
-        return self._read(kept, "report")
-
-    def read_order(self, kept: Kept) -> Mapping[str, Theta]:
-        """The shared adapters as they came for the last round; errors as above."""
-        return self._read(kept, "order").adapters
-
-    def _read(self, kept: Kept, part: str) -> Parcel:
         from feddlp import tensors
         from feddlp.federation.flower.parcels import Parcel
 
         if kept.last.tensors is None:
-            return Parcel({})
+            return Parcel({}), {}
         values, about = tensors.read(self.path, kept.last.tensors)
-        adapters: dict[str, Theta] = {}
+        parts: dict[str, dict[str, Theta]] = {"report": {}, "order": {}}
         for key, value in values.items():
-            where, name, leaf = key.split("/", 2)
-            if where == part:
-                adapters.setdefault(name, {})[leaf] = value
-        return Parcel(json.loads(about["facts"]), adapters)
+            part, name, leaf = key.split("/", 2)
+            parts[part].setdefault(name, {})[leaf] = value
+        return Parcel(json.loads(about["facts"]), parts["report"]), parts["order"]
+
+
+def leaves(part: str, adapters: Mapping[str, Theta]) -> dict[str, Tensor]:
+    """Adapters as a file of tensors has them: by "part/adapter/leaf"."""
+    return {f"{part}/{name}/{leaf}": value for name, theta in adapters.items() for leaf, value in theta.items()}
 
 
 @contextmanager
