@@ -92,11 +92,7 @@ def one_line(said: object) -> str:
 
 
 def parse(kind: type[Any], facts: Mapping[str, Any]) -> Any:
-    """Facts of one kind.
-
-    Raises:
-        RefusedError: a key that is missing or of another type.
-    """
+    """Parse facts of one kind; raise RefusedError if a key is missing or of another type."""
     try:
         return kind.model_validate(facts)
     except (ValidationError, RecursionError) as error:

@@ -54,11 +54,7 @@ class Control:
         return self.place.absolute() / "flwr"
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """What Flower's command says to some words.
-
-        Raises:
-            UserError: the SuperLink cannot be reached, or refuses.
-        """
+        """What Flower's command says to some words; raises UserError if the SuperLink cannot be reached, or refuses."""
         secure = {"root-certificates": str(self.root_certificates)} if self.root_certificates else {"insecure": True}
         connection = {"default": "feddlp", "feddlp": {"address": self.address, **secure}}
         write_settings(self.home / "config.toml", {"superlink": connection})  # Flower's own configuration

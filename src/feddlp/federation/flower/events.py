@@ -55,9 +55,7 @@ class Recorder:
         with suppress(OSError):  # the disk is full: what matters is what the run itself then says
             append(self.path, sealed(line).decode() + "\n")
 
-    preparing, note, warn = both("preparing"), both("note"), both("warn")
-    run_started, method_started = both("run_started"), both("method_started")
-    stepped, round_finished = both("stepped"), both("round_finished")
+    preparing, note, warn, run_started, method_started, stepped, round_finished = map(both, CALLS)
 
 
 class Follower:

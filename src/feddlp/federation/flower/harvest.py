@@ -31,11 +31,7 @@ def experiments(state_dir: Path) -> dict[str, Path]:
 
 
 def choose(state_dir: Path, run: str) -> Path:
-    """The folder of one run.
-
-    Raises:
-        UserError: there is none, or several and none was named.
-    """
+    """The folder of one run; raises UserError if there is none, or there are several and none was named."""
     found = experiments(state_dir)
     if not found:
         raise UserError(f"{state_dir} is no state folder in which a round was played; give a node's --state-dir")

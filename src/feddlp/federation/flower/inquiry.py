@@ -70,11 +70,7 @@ class Inquiry:
         self.asked = len(self.open)
 
     def answered(self) -> list[Any]:
-        """All answers, once there are no more to wait for.
-
-        Raises:
-            UserError: fewer than a quorum answered.
-        """
+        """All answers, once there are no more to wait for; raises UserError if fewer than a quorum answered."""
         end = self.nodes.clock() + self.limits.deadline
         while self.open and self.nodes.clock() < end:
             for letter, reply in self.nodes.look_around():

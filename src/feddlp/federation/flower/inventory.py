@@ -37,11 +37,7 @@ class Entry(NamedTuple):
 
 
 def inventory(folder: Path, now: datetime) -> list[Entry]:
-    """Everything that is there, by name.
-
-    Raises:
-        UserError: there is no such folder, or no key in it.
-    """
+    """Everything that is there, by name; raises UserError if there is no such folder, or no key in it."""
     entries = [entry_of(file, now) for file in sorted(folder.glob("*.*")) if file.suffix in KINDS]
     if not entries:
         raise UserError(f"--out {folder} holds no keys; make some with: feddlp keys server --host NAME_OR_IP")

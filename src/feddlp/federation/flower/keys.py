@@ -228,11 +228,7 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 
 def read_certificate(file: Path) -> x509.Certificate:
-    """A certificate as PEM.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read a certificate as PEM; raise UserError if it is missing or damaged."""
     try:
         return x509.load_pem_x509_certificate(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -240,11 +236,7 @@ def read_certificate(file: Path) -> x509.Certificate:
 
 
 def read_key(file: Path) -> ec.EllipticCurvePrivateKey:
-    """A private key as PEM or in OpenSSH's format.
-
-    Raises:
-        UserError: it is damaged or of another kind.
-    """
+    """Read a private key as PEM or in OpenSSH's format; raise UserError if it is damaged or of another kind."""
     try:
         content = file.read_bytes()
         load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key

@@ -22,13 +22,7 @@ from feddlp.errors import UserError
 from feddlp.experiment import Reporter
 from feddlp.federation.flower import machines
 from feddlp.federation.flower.events import Follower
-from feddlp.federation.flower.processes import (
-    LOOPBACK,
-    Running,
-    free_ports,
-    start,
-    wait_until_up,
-)
+from feddlp.federation.flower.processes import LOOPBACK, Running, free_ports, start, wait_until_up
 from feddlp.federation.flower.resident import is_alive
 from feddlp.federation.flower.settings import share_of, spell, variable
 from feddlp.files import held_alone, make_folder

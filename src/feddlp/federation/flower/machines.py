@@ -36,11 +36,7 @@ class Trust(NamedTuple):
     keys: Path | None
 
     def file(self, name: str) -> str:
-        """The path of one of the folder's files.
-
-        Raises:
-            UserError: it is not there, or it is a private key and a key of the folder is open to others.
-        """
+        """The path of a file of the folder; raises UserError if it is missing, or private keys are open to others."""
         assert self.keys is not None
         path = self.keys.absolute() / name
         if not path.is_file():
@@ -101,11 +97,7 @@ def link(address: str, trusted: Trust, place: Path) -> Command:
 
 
 def check_free(host: str, port: int) -> None:
-    """Refuse an address on which nobody can listen.
-
-    Raises:
-        UserError: it is taken, or is none of this machine's.
-    """
+    """Refuse an address on which nobody can listen: it is taken, or is none of this machine's."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as tried:

@@ -93,19 +93,16 @@ class Node:
     def materials(self) -> Materials:
         """Model and images; what is wrong with them is told here, and the server only learns that something is."""
         try:
-            return self._prepared()
+            if not self.natural:
+                return load(self.config.model_dump_json(), None)
+            own = self.config.data.model_copy(update={"clients": len(self.settings.clients)})
+            share = Share(self.settings.clients, self.told.data.clients, tuple(self.facts.get("class_names", ())))
+            return load(self.config.model_copy(update={"data": own}).model_dump_json(), share)
         except UserError as error:
             if self.settings.tell_problems or isinstance(error, AlikeError):
                 raise
             log.error("%s", error)
             raise UserError("its images or its checkpoint cannot be used; its log says why") from error
-
-    def _prepared(self) -> Materials:
-        if not self.natural:
-            return load(self.config.model_dump_json(), None)
-        own = self.config.data.model_copy(update={"clients": len(self.settings.clients)})
-        share = Share(self.settings.clients, self.told.data.clients, tuple(self.facts.get("class_names", ())))
-        return load(self.config.model_copy(update={"data": own}).model_dump_json(), share)
 
     @cached_property
     def data(self) -> FederatedData:

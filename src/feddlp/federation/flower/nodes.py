@@ -77,9 +77,6 @@ class Nodes:
         self.roster = Roster(tuple(range(self.clients)), *sizes)
         self.registry.fill(self.roster)
 
-    def home_of(self, client: int) -> Home | None:
-        return next((home for home in self.homes.values() if client in home.clients), None)
-
     def missing(self) -> list[int]:
         """The clients that are at home nowhere."""
         return sorted(self.away_since)
@@ -147,17 +144,15 @@ class Nodes:
         """
         home = Home(node, hello.name, hello.state, tuple(hello.clients))
         check_bound(self.bindings, node, home.clients)
-        others = [
-            other
-            for other in self.homes.values()
-            if set(other.clients) & set(home.clients) or other.state == home.state
-        ]
+        here = set(home.clients)
+        others = [one for one in self.homes.values() if here & set(one.clients) or one.state == home.state]
         for other in others:
             if other.state != home.state:
                 raise RefusedError(f"{home} has clients that are at home on {other}; stop one of the two")
             if other.clients != home.clients:
                 raise RefusedError(f"{home} has the state-dir of {other}; give every node one of its own")
-        moved = self.registry.without_state(hello)
+        known = self.registry.members
+        moved = any(known[client]["state"] != home.state for client in known.keys() & here)
         self.registry.admit(hello)
         if moved:
             self.reporter.warn(f"{home} has another state-dir than before; what is not in it begins anew")

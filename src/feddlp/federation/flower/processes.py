@@ -49,11 +49,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def program(name: str) -> str:
-    """One of Flower's programs, beside this Python.
-
-    Raises:
-        UserError: the extra is not installed.
-    """
+    """One of Flower's programs, beside this Python; raises UserError if the extra is not installed."""
     found = shutil.which(name, path=environment(Path())["PATH"])
     if not found:
         raise UserError(f'{name} is not installed; install the extra: pip install "feddlp[flower]"')
@@ -182,11 +178,7 @@ def answers(host: str, port: int) -> bool:
 
 
 def wait_until_up(link: Running, port: int) -> None:
-    """Until the SuperLink answers.
-
-    Raises:
-        UserError: it ended, or takes too long.
-    """
+    """Wait until the SuperLink answers; raise UserError if it ended, or takes too long."""
     until = time.monotonic() + UP_WITHIN
     while not answers(LOOPBACK, port):
         if time.monotonic() > until or link.ended:

@@ -6,7 +6,6 @@ samples those have who are away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -79,11 +78,6 @@ class Registry(Sealed, frozen=False):
         self.common = self.common or {key: getattr(hello, key) for key in COMMON}
         self.save()
 
-    def without_state(self, hello: Hello) -> list[int]:
-        """The clients that come with another state folder than they had before."""
-        known = self.members
-        return [client for client in hello.clients if client in known and known[client]["state"] != hello.state]
-
     def _check_sizes(self, hello: Hello) -> None:
         """No more samples than a client may have, or than were dealt out; no larger adapters than fit in here."""
         most = self._config.deployment.max_samples
@@ -140,11 +134,9 @@ class Registry(Sealed, frozen=False):
         held = {client: member.get("classes") for client, member in self.members.items()}
         if len(held) < clients or None in held.values():
             return about
-        rows = [held[client] or {} for client in range(clients)]
-        return {**about, "clients": [{part: self._counts(row.get(part, {})) for part in PARTS} for row in rows]}
-
-    def _counts(self, held: Mapping[str, int]) -> list[int]:
-        return [held.get(name, 0) for name in self.class_names]
+        rows = [{part: (held[client] or {}).get(part, {}) for part in PARTS} for client in range(clients)]
+        counts = [{part: [row[part].get(name, 0) for name in self.class_names] for part in PARTS} for row in rows]
+        return {**about, "clients": counts}
 
     def fill(self, roster: Roster) -> None:
         """Write names and numbers of samples into a roster, in place; 0 for clients that never came."""

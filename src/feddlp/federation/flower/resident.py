@@ -132,15 +132,10 @@ def is_alive(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, PermissionError):  # the latter: its number is another user's by now
         return False
-    return not is_zombie(process)
-
-
-def is_zombie(process: int) -> bool:
-    """Whether it has ended and nobody has taken note, as in a container whose first process is none for that."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
+    try:  # Z: it has ended and nobody has taken note, as in a container whose first process is none for that
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):  # no Linux, or gone by now
-        return False
+        return True
 
 
 def stay(place: Path, owner: int, idle: float, answer: Answer) -> None:
