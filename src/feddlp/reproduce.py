@@ -22,8 +22,8 @@ from feddlp.report.latest import Row
 from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
+from feddlp.report.paper_notes import deviations
 from feddlp.report.paper_numbers import Key, Results
-from feddlp.report.paper_protocol import deviations
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
 

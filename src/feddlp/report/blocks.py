@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from feddlp.report import plots
 from feddlp.report.measures import Curve
 from feddlp.report.plots import Scale, Style, level_colour
 from feddlp.report.readings import ABSENT, Measure, shown
@@ -61,22 +62,13 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """What its numbers are, and the numbers; those of the paper are set apart."""
-
-    name: str
-    cells: tuple[str, ...]
-    paper: bool = False
-
-
-@dataclass(frozen=True)
 class Grid:
     """A table in which one label stands before several rows; without names of the rows, each label has one."""
 
     id: str
     caption: str
     head: tuple[str, ...]
-    groups: tuple[tuple[str, tuple[GridRow, ...]], ...]
+    groups: Sequence[tuple[str, Mapping[str, Sequence[str]]]]  # label -> name of the row -> cells
     named: bool
     notes: tuple[str, ...] = ()
     kind: str = "grid"
@@ -112,15 +104,21 @@ def scale_legend(scale: Scale, unit: str) -> tuple[tuple[Markup, str], ...]:
     return tuple((Markup(swatch).format(fill), f"{text} {unit}") for fill, text in zip(fills, texts, strict=True))
 
 
-def curve_rows(curves: Sequence[Curve], whole: bool = True) -> Cells:
+def line_figure(
+    name: str, caption: str, title: str, curves: Sequence[Curve], styles: Mapping[str, Style],
+    y: str = "test accuracy, %", *, wide: bool = True, log: bool = False,
+) -> Figure:  # fmt: skip
+    """Curves over the rounds; `title` is that of their data."""
+    svg = plots.lines(curves, styles, "round", y, name, log=log, wide=wide)
+    data = Table(f"{name}-data", title, ("Round", *(curve.label for curve in curves)), curve_rows(curves))
+    return Figure(name, caption, svg, data, line_legend(curves, styles), wide)
+
+
+def curve_rows(curves: Sequence[Curve]) -> Cells:
     """A row for each x of any curve; levels stand in every row."""
     places = sorted({x for curve in curves if not curve.level for x in curve.x}) or [curves[0].x[0]]
-    return [[f"{x:g}" if whole else f"{x:.2f}", *(cell(curve, x) for curve in curves)] for x in places]
-
-
-def cell(curve: Curve, x: float) -> str:
-    found = curve.y[0] if curve.level else dict(zip(curve.x, curve.y, strict=True)).get(x)
-    return short(found)
+    found = [dict.fromkeys(places, c.y[0]) if c.level else dict(zip(c.x, c.y, strict=True)) for c in curves]
+    return [[f"{x:g}", *(short(values.get(x)) for values in found)] for x in places]
 
 
 def short(value: Measure | None) -> str:

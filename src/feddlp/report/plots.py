@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
@@ -131,8 +132,8 @@ def plain(text: str, length: int = 28) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def finish(figure: Figure, prefix: str, caption: str, least: float) -> str:
-    """The drawing as an <svg> element named by the element `caption`; never narrower than `least` pixels."""
+def finish(figure: Figure, prefix: str, least: float) -> Markup:
+    """The drawing as an <svg> element named by its caption; never narrower than `least` pixels."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
@@ -140,10 +141,10 @@ def finish(figure: Figure, prefix: str, caption: str, least: float) -> str:
     clean(root, prefix)
     width = float(box.split()[2])
     root.attrib = {
-        "class": "plot", "role": "img", "aria-labelledby": caption, "viewBox": box,
+        "class": "plot", "role": "img", "aria-labelledby": f"{prefix}-caption", "viewBox": box,
         "style": f"min-width:{least:.0f}px;max-width:{width:.0f}px",
     }  # fmt: skip
-    return ET.tostring(root, encoding="unicode")
+    return Markup(ET.tostring(root, encoding="unicode"))
 
 
 def clean(root: ET.Element, prefix: str) -> None:
@@ -198,9 +199,9 @@ def linestyle(dash: tuple[float, ...]) -> Any:
 
 
 def lines(
-    curves: Sequence[Curve], styles: Mapping[str, Style], x_label: str, y_label: str, prefix: str, caption: str,
+    curves: Sequence[Curve], styles: Mapping[str, Style], x_label: str, y_label: str, prefix: str,
     whole: bool = True, log: bool = False, wide: bool = False,
-) -> str:  # fmt: skip
+) -> Markup:  # fmt: skip
     """Curves with bands of ± one standard deviation over seeds."""
     with drawing():
         figure, axes = canvas(760 if wide else 540, 330)
@@ -222,12 +223,10 @@ def lines(
             axes.set_xticks(across[:1])
         elif whole:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return finish(figure, prefix, caption, 560 if wide else 440)
+        return finish(figure, prefix, 560 if wide else 440)
 
 
-def dots(
-    groups: Mapping[str, Mapping[int, Measure]], styles: Mapping[str, Style], x_label: str, prefix: str, caption: str
-) -> str:
+def dots(groups: Mapping[str, Mapping[int, Measure]], styles: Mapping[str, Style], x_label: str, prefix: str) -> Markup:
     """A row per method: a dot per client, spread a little so that equal ones stay apart, and a bar at the mean."""
     with drawing():
         figure, axes = canvas(760, 70 + 46 * len(groups))
@@ -241,13 +240,13 @@ def dots(
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
-        return finish(figure, prefix, caption, 560)
+        return finish(figure, prefix, 560)
 
 
 def heat_map(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], levels: Scale,
-    labels: tuple[str, str], prefix: str, caption: str,
-) -> str:  # fmt: skip
+    x_label: str, prefix: str,
+) -> Markup:  # fmt: skip
     """A cell per row and column, shaded by level; numbers stand in the cells where there is room."""
     height, width = cell_sizes(len(rows), len(columns))
     left = 30 + 6.4 * max(len(plain(name)) for name in rows)
@@ -260,8 +259,8 @@ def heat_map(
             shade(axes, grid == level, colour(f"h{level_colour(level, len(levels.starts))}"))
         if len(columns) <= 20 and len(rows) <= 40:
             write_numbers(axes, values, grid, len(levels.starts))
-        frame(axes, rows, columns, labels, (height, width))
-        return finish(figure, prefix, caption, min(left + width * len(columns), 1060) * 0.9)
+        frame(axes, rows, columns, x_label, (height, width))
+        return finish(figure, prefix, min(left + width * len(columns), 1060) * 0.9)
 
 
 def cell_sizes(rows: int, columns: int) -> tuple[float, float]:
@@ -300,9 +299,7 @@ def write_numbers(axes: Axes, values: Sequence[Sequence[float]], grid: Any, leve
                 axes.text(x + 0.5, y + 0.5, f"{value:g}", ha="center", va="center", fontsize=10.5, color=colour(ink))
 
 
-def frame(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str], size: tuple[float, float]
-) -> None:
+def frame(axes: Axes, rows: Sequence[str], columns: Sequence[str], x_label: str, size: tuple[float, float]) -> None:
     """Names along the top and the left, the first row on top."""
     short = max(len(plain(name)) for name in columns) <= 3 and size[1] >= 20
     axes.set_xlim(0, len(columns))
@@ -315,5 +312,4 @@ def frame(
     axes.tick_params(axis="x", length=0, labelsize=min(11, size[1]), rotation=0 if short else 90)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    axes.set_ylabel(labels[0])
-    axes.set_xlabel(labels[1])
+    axes.set_xlabel(x_label)

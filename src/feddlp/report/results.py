@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from statistics import fmean
-
-from markupsafe import Markup
 
 from feddlp.report import measures, plots
 from feddlp.report.blocks import (
@@ -15,14 +14,12 @@ from feddlp.report.blocks import (
     Missing,
     Section,
     Table,
-    curve_rows,
     dot_legend,
     joined,
+    line_figure,
     line_legend,
-    long_rows,
-)  # fmt: skip
+)
 from feddlp.report.latest import Row
-from feddlp.report.measures import Curve
 from feddlp.report.plots import Style
 from feddlp.report.rates import described
 from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
@@ -65,24 +62,16 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
 
 
 def accuracy_rows(setting: Setting) -> Cells:
+    def cell(rows: Sequence[Row | None], key: str = "pooled") -> str:
+        return shown(measure(accuracy_of(row, "test", key) for row in rows))
+
     spread = ("client_mean", "client_std", "client_lowest", "client_p10")
-    rows = []
+    found = []
     for method, tracks in setting.tracks.items():
         final, chosen, best = zip(*(picked(track.rows) for track in tracks), strict=True)
-        rows.append(
-            [
-                method,
-                pooled_cell(final),
-                pooled_cell(chosen) + in_rounds(chosen),
-                pooled_cell(best) + in_rounds(best),
-                *(shown(measure(accuracy_of(row, "test", key) for row in final)) for key in spread),
-            ]
-        )
-    return rows
-
-
-def pooled_cell(rows: Sequence[Row | None]) -> str:
-    return shown(measure(accuracy_of(row, "test") for row in rows))
+        pooled = [cell(final), cell(chosen) + in_rounds(chosen), cell(best) + in_rounds(best)]
+        found.append([method, *pooled, *(cell(final, key) for key in spread)])
+    return found
 
 
 def in_rounds(rows: Sequence[Row | None]) -> str:
@@ -143,15 +132,8 @@ def by_round(setting: Setting, prefix: str, styles: Styles) -> Block:
     found = [curve for curve in measures.accuracy_curves(setting) if curve.points]
     if not found:
         return Missing("No accuracy by round: no client had test samples.")
-    name = f"{prefix}-by-round"
-    svg = plots.lines(found, styles, "round", "test accuracy, %", name, f"{name}-caption")
-    data = Table(f"{name}-data", "Test accuracy in % by round", ("Round", *labels(found)), curve_rows(found))
-    text = "Pooled test accuracy after each round."
-    return Figure(name, text, Markup(svg), data, line_legend(found, styles))
-
-
-def labels(found: Sequence[Curve]) -> list[str]:
-    return [curve.label for curve in found]
+    caption, title = "Pooled test accuracy after each round.", "Test accuracy in % by round"
+    return line_figure(f"{prefix}-by-round", caption, title, found, styles, wide=False)
 
 
 def by_traffic(setting: Setting, prefix: str, styles: Styles) -> Block:
@@ -159,12 +141,17 @@ def by_traffic(setting: Setting, prefix: str, styles: Styles) -> Block:
     if all(curve.level for curve in found):
         return Missing("No accuracy by traffic: no method in this setting is recorded to send anything.")
     name = f"{prefix}-by-traffic"
-    x = "MiB sent and received by one client so far"
-    svg = plots.lines(found, styles, x, "test accuracy, %", name, f"{name}-caption", whole=False)
+    across = "MiB sent and received by one client so far"
+    svg = plots.lines(found, styles, across, "test accuracy, %", name, whole=False)
+    rows = [  # one a point, as the curves' x have nothing in common
+        [curve.label, "all" if curve.level else f"{number:g}", f"{x:.3f}", shown(y)]
+        for curve in found
+        for number, (x, y) in enumerate(zip(curve.x, curve.y, strict=True), 1)
+    ]
     head = ("Method", "Point", "MiB so far", "Test accuracy, %")
-    data = Table(f"{name}-data", "Test accuracy by MiB per client", head, long_rows(found))
+    data = Table(f"{name}-data", "Test accuracy by MiB per client", head, rows)
     text = "Pooled test accuracy against traffic per client."
-    return Figure(name, text, Markup(svg), data, line_legend(found, styles))
+    return Figure(name, text, svg, data, line_legend(found, styles))
 
 
 def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
@@ -175,23 +162,19 @@ def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
     )
     found = {method: measures.client_accuracies(tracks) for method, tracks in setting.tracks.items()}
     found = {method: clients for method, clients in found.items() if clients}
-    block = (
-        spread_figure(setting, found, prefix, styles)
-        if found
-        else Missing("No accuracies of single clients are recorded.")
-    )
+    missing = Missing("No accuracies of single clients are recorded.")
+    block = spread_figure(setting, found, f"{prefix}-client-dots", styles) if found else missing
     return Section(f"{prefix}-spread", "Spread over clients", lead, (block,))
 
 
-def spread_figure(setting: Setting, found: Mapping[str, Mapping[int, Measure]], prefix: str, styles: Styles) -> Figure:
-    name = f"{prefix}-client-dots"
-    svg = plots.dots(found, styles, "test accuracy of a client, %", name, f"{name}-caption")
+def spread_figure(setting: Setting, found: Mapping[str, Mapping[int, Measure]], name: str, styles: Styles) -> Figure:
+    svg = plots.dots(found, styles, "test accuracy of a client, %", name)
     clients = sorted({client for values in found.values() for client in values})
     rows = [[setting.label(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
     rows.append(["mean", *(f"{fmean(one.mean for one in values.values()):.2f}" for values in found.values())])
     data = Table(f"{name}-data", "Test accuracy in % by client", ("Client", *found), rows)
     text = "Test accuracy of each client at the final round. Clients without test samples are left out."
-    return Figure(name, text, Markup(svg), data, dot_legend(list(found), styles), wide=True)
+    return Figure(name, text, svg, data, dot_legend(list(found), styles), wide=True)
 
 
 def losses(setting: Setting, prefix: str, styles: Styles) -> Section:
@@ -201,19 +184,14 @@ def losses(setting: Setting, prefix: str, styles: Styles) -> Section:
         "line with itself over time and not with its neighbours."
     )
     found = [curve for curve in measures.loss_curves(setting) if curve.points]
-    block = loss_figure(found, prefix, styles) if found else Missing("No training losses are recorded.")
+    block: Block = Missing("No training losses are recorded.")
+    if found:
+        means = [value.mean for curve in found for _, value in curve.points]
+        log = min(means) > 0 and max(means) > 30 * min(means)
+        y = "training loss (logarithmic)" if log else "training loss"
+        caption = "Training loss by round, method and adapter, mean over clients."
+        block = line_figure(f"{prefix}-loss-lines", caption, "Training loss by round", found, styles, y, log=log)
     return Section(f"{prefix}-losses", "Training loss", lead, (block,))
-
-
-def loss_figure(found: Sequence[Curve], prefix: str, styles: Styles) -> Figure:
-    name = f"{prefix}-loss-lines"
-    means = [value.mean for curve in found for _, value in curve.points]
-    log = min(means) > 0 and max(means) > 30 * min(means)
-    y = "training loss (logarithmic)" if log else "training loss"
-    svg = plots.lines(found, styles, "round", y, name, f"{name}-caption", log=log, wide=True)
-    data = Table(f"{name}-data", "Training loss by round", ("Round", *labels(found)), curve_rows(found))
-    text = "Training loss by round, method and adapter, mean over clients."
-    return Figure(name, text, Markup(svg), data, line_legend(found, styles), wide=True)
 
 
 def diagnostics(setting: Setting, prefix: str, styles: Styles) -> Section:
@@ -222,9 +200,8 @@ def diagnostics(setting: Setting, prefix: str, styles: Styles) -> Section:
         "What the trained adapters would have scored had they been used differently, and how clients fare that join "
         "only after training. Neither enters the accuracies above."
     )
-    return Section(
-        f"{prefix}-diagnostics", "Diagnostics", lead, (ways_table(setting, prefix), newcomers_table(setting, prefix))
-    )
+    blocks = (ways_table(setting, prefix), newcomers_table(setting, prefix))
+    return Section(f"{prefix}-diagnostics", "Diagnostics", lead, blocks)
 
 
 def ways_table(setting: Setting, prefix: str) -> Block:
@@ -232,11 +209,12 @@ def ways_table(setting: Setting, prefix: str) -> Block:
     ways = [*(key for key in WAYS if key in every), *dict.fromkeys(key for key in every if key not in WAYS)]
     if not ways:
         return Missing("No other ways to predict are recorded in these runs.")
-    rows = [
-        [method, *(shown(way_accuracy(tracks, way)) for way in ways)]
+    found = {
+        method: [track.last.get("diagnostics") or {} for track in tracks]
         for method, tracks in setting.tracks.items()
         if measures.keys_of(tracks, "diagnostics")
-    ]
+    }
+    rows = [[method, *(shown(measure(one.get(way) for one in last)) for way in ways)] for method, last in found.items()]
     notes = (
         "; ".join(WAYS.get(way, way) for way in ways) + ".",
         "Over the test samples of the clients that took part in the round, so that all ways are judged by the same.",
@@ -244,10 +222,6 @@ def ways_table(setting: Setting, prefix: str) -> Block:
     )
     caption = "Pooled test accuracy in % at the final round, by way to predict"
     return Table(f"{prefix}-ways", caption, ("Method", *map(str.capitalize, ways)), rows, notes)
-
-
-def way_accuracy(tracks: Sequence[Track], way: str) -> Measure | None:
-    return measure((track.last.get("diagnostics") or {}).get(way) for track in tracks)
 
 
 def newcomers_table(setting: Setting, prefix: str) -> Block:
@@ -260,21 +234,18 @@ def newcomers_table(setting: Setting, prefix: str) -> Block:
         return Missing("No newcomers: in these runs no clients join after training.")
     epochs = max(len(row.get("tuned") or []) for rows in found.values() for row in rows)
     head = ("Method", "New clients", "Zero-shot", "As received", *(f"After epoch {n}" for n in range(1, epochs + 1)))
-    rows = [[method, joined([row.get("clients", ABSENT) for row in rows]), *newcomer_cells(rows, epochs)]
-            for method, rows in found.items()]  # fmt: skip
+    rows = []
+    for method, joining in found.items():
+        tuned = zip_longest(*(row.get("tuned") or [] for row in joining))
+        stages = [[row.get(part) for row in joining] for part in ("zero_shot", "received")] + list(map(list, tuned))
+        stages += [[]] * (epochs + 2 - len(stages))
+        cells = [shown(measure((stage or {}).get("pooled") for stage in seeds)) for seeds in stages]
+        rows.append([method, joined([row.get("clients", ABSENT) for row in joining]), *cells])
     notes = (
         "Clients that took no part receive the trained shared adapter at the end and tune it on their own images.",
         OVER_SEEDS,
     )
     return Table(f"{prefix}-newcomers", "Pooled test accuracy in % of clients that join at the end", head, rows, notes)
-
-
-def newcomer_cells(rows: Sequence[Mapping[str, object]], epochs: int) -> list[str]:
-    parts = [[accuracy_of(row, part) for row in rows] for part in ("zero_shot", "received")]
-    for epoch in range(epochs):
-        tuned = [row.get("tuned") or [] for row in rows]
-        parts.append([one[epoch].get("pooled") if epoch < len(one) else None for one in tuned])  # type: ignore[arg-type, index]
-    return [shown(measure(values)) for values in parts]
 
 
 def overview(settings: Sequence[Setting]) -> Table:
