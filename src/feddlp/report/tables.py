@@ -88,12 +88,8 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 
 def accuracy_cells(line: Summary) -> tuple[str, ...]:
-    return (
-        line.method,
-        f"{line.final:.2f}",
-        "-" if line.chosen is None else f"{line.chosen:.2f} (r{line.chosen_round})",
-        f"{line.best:.2f} (r{line.best_round})",
-    )
+    chosen = "-" if line.chosen is None else f"{line.chosen:.2f} (r{line.chosen_round})"
+    return (line.method, f"{line.final:.2f}", chosen, f"{line.best:.2f} (r{line.best_round})")
 
 
 def client_cells(line: Summary) -> tuple[str, ...]:
@@ -114,14 +110,7 @@ def cost_cells(line: Summary) -> tuple[str, ...]:
 
 ACCURACY = ("method", "final\nround", "validation-\nchosen", "best test\nround *")
 CLIENTS = ("method", "mean of\nclients", "std of\nclients", "lowest\nclient", "10th per-\ncentile")
-COSTS = (
-    "method",
-    "trained\nparams",
-    "sent\nparams",
-    "MiB per\nclient",
-    "active\nranks",
-    "seconds\na round",
-)
+COSTS = ("method", "trained\nparams", "sent\nparams", "MiB per\nclient", "active\nranks", "seconds\na round")
 ACCURACY_NOTE = (
     "Test accuracy in %, pooled over all clients' samples; (r3) = round 3.\n* optimistic: picked on test data."
 )
@@ -151,13 +140,8 @@ def newcomers_table(rows: Mapping[str, Row]) -> Table:
 
 def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
     """A table whose first column names the row and whose others are numbers."""
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        caption=note,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
+    name = Text(title) if title else None
+    table = Table(title=name, title_justify="left", caption=note, caption_justify="left", box=SIMPLE_HEAD)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:
