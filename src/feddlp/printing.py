@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,10 +51,7 @@ def print_run(folder: RunFolder, console: Console) -> None:
 
 def names_of_clients(folder: RunFolder) -> str:
     """The clients that have names, by their numbers."""
-    if not folder.clients.is_file():
-        return ""
-    rows = csv.DictReader(io.StringIO(folder.clients.read_text(encoding="utf-8")))
-    names = {int(row["client"]): row["name"] for row in rows if row.get("name")}
+    names = {int(row["client"]): row["name"] for row in folder.read_clients() if row.get("name")}
     return ", ".join(f"{client} ({name})" for client, name in sorted(names.items()))
 
 
