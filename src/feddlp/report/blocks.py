@@ -88,13 +88,12 @@ class Section:
 
 
 def line_legend(curves: Sequence[Curve], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
-    return tuple((Markup(styles[c.method].swatch(c.dash, not c.level)), c.label) for c in curves)
+    return tuple((styles[c.method].swatch(c.dash, not c.level), c.label) for c in curves)
 
 
 def dot_legend(methods: Sequence[str], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
-    bar = '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-    bar += '<path d="M17 0V14" style="stroke:var(--ink);stroke-width:2.2"/></svg>'
-    return (*((Markup(styles[m].swatch(line=None)), m) for m in methods), (Markup(bar), "mean over clients"))
+    bar = plots.swatch('<path d="M17 0V14" style="stroke:var(--ink);stroke-width:2.2"/>')
+    return (*((styles[m].swatch(line=None), m) for m in methods), (bar, "mean over clients"))
 
 
 def scale_legend(scale: Scale, unit: str) -> tuple[tuple[Markup, str], ...]:

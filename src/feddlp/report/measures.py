@@ -48,15 +48,6 @@ def sent_mib(rows: Sequence[Row]) -> float | None:
     return math.fsum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB
 
 
-def mean_of(rows: Sequence[Row], key: str) -> float | None:
-    found = measure(row.get(key) for row in rows)
-    return found.mean if found else None
-
-
-def largest(rows: Sequence[Row], key: str) -> float | None:
-    return max((float(row[key]) for row in rows if row.get(key) is not None), default=None)
-
-
 def untrained(tracks: Sequence[Track]) -> bool:
     """A method of one round that trains nothing, such as zero-shot: a level and not a curve."""
     return all(len(track.rows) == 1 and not track.last.get("parameters") for track in tracks)

@@ -35,7 +35,7 @@ SHAPES = (  # the same, for the legend, about the middle of a box of 34 x 14
     "M15.5 2.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z", "M13 5l2-2 2 2 2-2 2 2-2 2 2 2-2 2-2-2-2 2-2-2 2-2z",
     "M17 1.5l1.5 3.7 4 .3-3.1 2.5 1 3.9L17 9.800l-3.400 2.100 1-3.900L11.500 5.500l4-.3z",
 )  # fmt: skip
-DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1.2), (5, 1.2, 1, 1.2))
+DASHES: tuple[tuple[float, ...] | None, ...] = (None, (4, 1.5), (1, 1.2), (5, 1.2, 1, 1.2))
 WIDTH = 1.8
 HEADROOM = 2500  # cells up to which a gap is drawn between them
 
@@ -54,23 +54,25 @@ class Style:
     def marker(self) -> str:
         return MARKERS[self.index % 8]
 
-    def dash(self, line: int = 0) -> tuple[float, ...]:
+    def dash(self, line: int = 0) -> tuple[float, ...] | None:
         return DASHES[(self.index + self.index // 8 + line) % 4]
 
-    def swatch(self, line: int | None = 0, marker: bool = True) -> str:
+    def swatch(self, line: int | None = 0, marker: bool = True) -> Markup:
         """A piece of the line for the legend, as SVG; line None is the marker alone."""
-        dashes = " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0)) or "none"
-        shape = f'<path d="{SHAPES[self.index % 8]}" style="fill:var(--c{self.index % 8})"/>' if marker else ""
-        return (
-            '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-            + (
-                f'<path d="M0 7H34" style="fill:none;stroke:var(--c{self.index % 8});stroke-width:{WIDTH};'
-                f'stroke-dasharray:{dashes}"/>'
-                if line is not None
-                else ""
-            )
-            + f"{shape}</svg>"
+        fill, dashes = (
+            f"var(--c{self.index % 8})",
+            " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0) or ()),
         )
+        look = f"fill:none;stroke:{fill};stroke-width:{WIDTH};stroke-dasharray:{dashes or 'none'}"
+        parts = [f'<path d="M0 7H34" style="{look}"/>'] if line is not None else []
+        parts += [f'<path d="{SHAPES[self.index % 8]}" style="fill:{fill}"/>'] if marker else []
+        return swatch("".join(parts))
+
+
+def swatch(content: str) -> Markup:
+    """A small drawing for the legend."""
+    box = '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
+    return Markup(f"{box}{content}</svg>")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def tidy(key: str, value: str, prefix: str) -> str:
 def draw_curve(axes: Axes, curve: Curve, style: Style, ends: tuple[float, float]) -> None:
     """A line with its band; a single point is a level all across the plot."""
     x, y = [x for x, _ in curve.points], [value.mean for _, value in curve.points]
-    line = {"color": style.colour, "linewidth": WIDTH, "linestyle": linestyle(style.dash(curve.dash))}
+    line: Any = {"color": style.colour, "linewidth": WIDTH, "linestyle": (0, style.dash(curve.dash))}
     if curve.level:
         axes.plot(ends, y[:1] * 2, **line)
         x, y, bands = list(ends), y[:1] * 2, [curve.points[0][1].std] * 2
@@ -192,10 +194,6 @@ def draw_curve(axes: Axes, curve: Curve, style: Style, ends: tuple[float, float]
     low, high = zip(*((mean - (std or 0), mean + (std or 0)) for mean, std in zip(y, bands, strict=True)), strict=True)
     if any(bands):
         axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-
-
-def linestyle(dash: tuple[float, ...]) -> Any:
-    return (0, dash) if dash else "-"
 
 
 def lines(

@@ -102,19 +102,18 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
 def cost_cells(tracks: Sequence[Track]) -> list[str]:
     last = tracks[-1].last
     sent, active = last.get("parameters_sent"), measure(track.last.get("active_ranks") for track in tracks)
+    # Runs that shared their time and memory with others on the client axis have neither.
+    alone = [track.rows for track in tracks if all(row.get("lanes", 1) <= 1 for row in track.rows)]
+    seconds = [measure(row.get("seconds") for row in rows) for rows in alone]
+    peaks = [max((row["peak_mib"] for row in rows if row.get("peak_mib") is not None), default=None) for rows in alone]
     return [
         f"{sum((last.get('parameters') or {}).values()):,}",
         ABSENT if sent is None else f"{sent:,}",
         shown(measure(measures.sent_mib(track.rows) for track in tracks)),
         f"{shown(active, 1)} of {last['gates']}" if active and last.get("gates") else ABSENT,
-        shown(measure(alone(track, measures.mean_of(track.rows, "seconds")) for track in tracks)),
-        shown(measure(alone(track, measures.largest(track.rows, "peak_mib")) for track in tracks), 0),
+        shown(measure(value.mean for value in seconds if value)),
+        shown(measure(peaks), 0),
     ]
-
-
-def alone(track: Track, value: float | None) -> float | None:
-    """The value, unless the run shared its time and memory with others on the client axis."""
-    return None if any(row.get("lanes", 1) > 1 for row in track.rows) else value
 
 
 def curves(setting: Setting, prefix: str, styles: Styles) -> Section:
