@@ -74,17 +74,7 @@ class Grid:
     kind: str = "grid"
 
 
-Block = Table | Figure | Missing | Listing | Grid
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a sentence or two for someone who has not read the paper, and what there is to see."""
-
-    id: str
-    title: str
-    lead: str
-    blocks: tuple[Block, ...]
+Blocks = Sequence[Table | Figure | Missing | Listing | Grid]
 
 
 def line_legend(curves: Sequence[Curve], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:

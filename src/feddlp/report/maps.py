@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from feddlp.report import measures, plots
-from feddlp.report.blocks import Block, Figure, Listing, Missing, Section, Table, line_figure, scale_legend
+from feddlp.report.blocks import Blocks, Figure, Listing, Missing, Table, line_figure, scale_legend
 from feddlp.report.plots import Style
 from feddlp.report.readings import ABSENT
 from feddlp.report.series import Run, Setting, Track
@@ -19,20 +18,11 @@ MOST_SITES = 150
 PARTS = ("train", "validation", "test")
 
 
-def partition(setting: Setting, prefix: str, styles: Styles) -> Section:
+def partition(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """How many images of each class each client holds."""
-    lead = (
-        "Each row is a client, each column a class; the stronger the colour, the more training images of that class. "
-        "Rows that look alike are IID data, rows that differ are non-IID."
-    )
     found = setting.partition
-    has_any = found and found.get("clients") and found.get("class_names")
-    text = "The partition is not recorded in these runs."
-    block: Block = partition_figure(setting, found, prefix) if found and has_any else Missing(text)
-    return Section(f"{prefix}-partition", "Who holds which images", lead, (block,))
-
-
-def partition_figure(setting: Setting, found: Mapping[str, Any], prefix: str) -> Figure:
+    if not (found and found.get("clients") and found.get("class_names")):
+        return (Missing("The partition is not recorded in these runs."),)
     clients, classes = found["clients"][:MOST], found["class_names"][:MOST]
     newcomers = set(found.get("newcomers") or [])
     names = [f"client {setting.label(k)}" + (" (new)" if k in newcomers else "") for k in range(len(clients))]
@@ -49,14 +39,8 @@ def partition_figure(setting: Setting, found: Mapping[str, Any], prefix: str) ->
     notes += first_of((found["clients"], MOST, "clients"), (found["class_names"], MOST, "classes"))
     if newcomers:
         notes.append("Clients marked new are held out of the federation and join at its end.")
-    return Figure(
-        name,
-        " ".join(notes),
-        svg,
-        data,
-        scale_legend(levels, "images"),
-        wide=True,
-    )
+    figure = Figure(name, " ".join(notes), svg, data, scale_legend(levels, "images"), wide=True)
+    return (figure,)
 
 
 def cells(client: Mapping[str, Sequence[int]], classes: int) -> list[str]:
@@ -65,26 +49,21 @@ def cells(client: Mapping[str, Sequence[int]], classes: int) -> list[str]:
     return [" / ".join(map(str, triple)) if any(triple) else ABSENT for triple in triples]
 
 
-def ranks(setting: Setting, prefix: str, styles: Styles) -> Section:
+def ranks(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Which gates are still open, where, and since when."""
-    lead = (
-        "Methods with gates can switch off single ranks of a client's adapter where they are of no use. "
-        "The line is the share of gates still open; the maps show in which layers."
-    )
     curves = [curve for curve in measures.rank_curves(setting) if curve.points]
-    blocks: list[Block] = [Missing("No method in this setting has gates.")]
-    if curves:
-        caption, y = "Gates that are not zero, in % of all, mean over clients and layers.", "open gates, %"
-        blocks = [line_figure(f"{prefix}-rank-lines", caption, "Open gates in % by round", curves, styles, y)]
-        blocks += [
-            rank_block(setting, tracks, f"{prefix}-ranks-{place}")
-            for place, tracks in enumerate(setting.tracks.values())
-            if any(track.last.get("gates") for track in tracks)
-        ]
-    return Section(f"{prefix}-ranks", "Active ranks", lead, tuple(blocks))
+    if not curves:
+        return (Missing("No method in this setting has gates."),)
+    caption, y = "Gates that are not zero, in % of all, mean over clients and layers.", "open gates, %"
+    maps = [
+        rank_map(setting, tracks, f"{prefix}-ranks-{place}")
+        for place, tracks in enumerate(setting.tracks.values())
+        if any(track.last.get("gates") for track in tracks)
+    ]
+    return (line_figure(f"{prefix}-rank-lines", caption, "Open gates in % by round", curves, styles, y), *maps)
 
 
-def rank_block(setting: Setting, tracks: Sequence[Track], name: str) -> Block:
+def rank_map(setting: Setting, tracks: Sequence[Track], name: str) -> Figure | Missing:
     """The map of one method, of its first seed that has one."""
     track = next((track for track in tracks if (track.run.ranks.get(track.key) or {}).get("active")), None)
     if track is None:
@@ -119,19 +98,15 @@ def site_name(site: str) -> str:
     return " ".join(filter(None, [tower, layer[1], site.rpartition(".")[2]])) if layer else site
 
 
-def setup(setting: Setting, prefix: str, styles: Styles) -> Section:
+def setup(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Everything that is needed to run it again."""
-    lead = (
-        "Each run folder holds its complete configuration. Two runs with equal digests had the same options, images "
-        "and frozen weights; versions and hardware can still change the last digits."
-    )
     commands = "\n".join(f"feddlp run {shlex.quote(f'{run.name}/config.toml')}" for run in setting.runs)
     listings = [Listing("Commands that run this again", commands)]
     listings += [Listing(f"Configuration of {run.name}", run.toml) for run in setting.runs]
-    return Section(f"{prefix}-setup", "Configuration", lead, (environment(setting, prefix), *listings))
+    return (environment(setting, prefix), *listings)
 
 
-def environment(setting: Setting, prefix: str) -> Block:
+def environment(setting: Setting, prefix: str) -> Table | Missing:
     keys = dict.fromkeys(key for run in setting.runs for key in run.environment)
     if not keys:
         return Missing("The environment is not recorded in these runs (no environment.json).")

@@ -14,7 +14,7 @@ from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.rates import caveat
 from feddlp.report.readings import Measure, accuracy, measure, picked, shown
-from feddlp.report.series import Setting, Track, number
+from feddlp.report.series import Setting, Track
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def client_accuracies(tracks: Sequence[Track]) -> dict[int, Measure]:
     found: dict[int, list[float]] = {}
     for track in tracks:
         for row in track.run.clients.get(track.key, ()):
-            if (percent := number(row.get("test_accuracy"))) is not None:
-                found.setdefault(int(row["client"]), []).append(percent)
+            if percent := row.get("test_accuracy"):  # a cell of text
+                found.setdefault(int(row["client"]), []).append(float(percent))
     return {client: value for client in sorted(found) if (value := measure(found[client]))}
 
 

@@ -18,22 +18,10 @@ from itertools import product
 from statistics import fmean
 from typing import Literal, NamedTuple
 
+from feddlp.report import paper_numbers as numbers
 from feddlp.report.paper_forms import Cell, Line, PaperTable
 from feddlp.report.paper_notes import notes
-from feddlp.report.paper_numbers import (
-    PAPER_DATASETS,
-    PAPER_METHODS,
-    Key,
-    Results,
-    Run,
-    common_target,
-    mean_of,
-    paper_row,
-    paper_value,
-    ratio,
-    reached,
-    read,
-)
+from feddlp.report.paper_numbers import PAPER_DATASETS, PAPER_METHODS, Key, Results, Run
 from feddlp.report.readings import Measure, accuracy, measure
 
 
@@ -160,8 +148,8 @@ class Making:
         """The cell with the paper's number in Tables I-IV, VII and VIII."""
         if not self.comparable or cell.method not in PAPER_METHODS:
             return cell
-        row = paper_row(self.name, tower=cell.tower, method=PAPER_METHODS[cell.method])
-        return replace(cell, paper=paper_value(row.get(column), name))
+        row = numbers.paper_row(self.name, tower=cell.tower, method=PAPER_METHODS[cell.method])
+        return replace(cell, paper=numbers.paper_value(row.get(column), name))
 
     def table(self, headings: Sequence[str], readings: Mapping[str, str], lines: Sequence[Line]) -> PaperTable:
         return PaperTable(self.name, self.spec.title, "method", tuple(headings), readings, tuple(lines))
@@ -180,7 +168,7 @@ def by_method(making: Making) -> PaperTable:
         cells = []
         for dataset, metric in columns:
             ours, papers = METRICS[metric]
-            found = read(making.of(method, tower, dataset, beta), ours)
+            found = numbers.read(making.of(method, tower, dataset, beta), ours)
             cells.append(making.paper(Cell(tower, method, dataset, beta, metric, found), dataset, papers))
         if average:
             cells.append(average_cell(making, cells))
@@ -192,7 +180,7 @@ def by_method(making: Making) -> PaperTable:
 
 def average_cell(making: Making, cells: Sequence[Cell]) -> Cell:
     four = [cell.ours for cell in cells if cell.dataset in PAPER_DATASETS]
-    return making.paper(replace(cells[0], dataset="average", ours=mean_of(four)), "average")
+    return making.paper(replace(cells[0], dataset="average", ours=numbers.mean_of(four)), "average")
 
 
 def sent_cell(making: Making, method: str, tower: str, beta: float) -> Cell:
@@ -211,16 +199,16 @@ def traffic(making: Making) -> PaperTable:
     lines, every = [], []
     said: dict[str, None] = {}
     for dataset, beta in product(making.datasets, making.spec.betas):
-        row = paper_row(making.name, dataset=dataset, beta=beta) if making.comparable else {}
+        row = numbers.paper_row(making.name, dataset=dataset, beta=beta) if making.comparable else {}
         runs = {method: making.of(method, tower, dataset, beta) for method in methods}
         target, how = traffic_target(making, row, list(runs.values()))
-        found = {method: {} if target is None else reached(runs[method], target) for method in methods}
+        found = {method: {} if target is None else numbers.reached(runs[method], target) for method in methods}
         mib, rounds = (
             [
                 Cell(
                     tower, method, dataset, beta, metric,
                     {reading: pair[index] for reading, pair in found[method].items()},
-                    paper_value(row.get(column, {}).get(PAPER_METHODS[method])), target=target,
+                    numbers.paper_value(row.get(column, {}).get(PAPER_METHODS[method])), target=target,
                 )
                 for method in methods
             ]
@@ -246,15 +234,17 @@ def traffic_target(making: Making, row: Mapping[str, float], runs: Sequence[Sequ
         return float(row["target_percent"]), ""
     if making.target is not None:
         return making.target, f"The target is {making.target:g} %, as asked for, where the paper has none."
-    found = common_target([rows for one in runs for rows in one])
+    found = numbers.common_target([rows for one in runs for rows in one])
     return found, "" if found is None else COMMON
 
 
 def ratio_cell(cell: Cell, base: Cell) -> Cell:
     """A method's MiB as a multiple of the base's; the paper's from its MiB too, as one of its ratios is misprinted."""
-    pairs = {reading: ratio(cell.ours[reading], base.ours[reading]) for reading in cell.ours if reading in base.ours}
+    pairs = {
+        reading: numbers.ratio(cell.ours[reading], base.ours[reading]) for reading in cell.ours if reading in base.ours
+    }
     ours = {reading: value for reading, value in pairs.items() if value}
-    paper = ratio(cell.paper, base.paper) if cell.paper and base.paper else None
+    paper = numbers.ratio(cell.paper, base.paper) if cell.paper and base.paper else None
     return replace(cell, metric=f"mib_ratio_to_{base.method}", ours=ours, paper=paper)
 
 

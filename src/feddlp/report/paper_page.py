@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from feddlp.report.blocks import Figure, Grid, Section, line_figure
+from feddlp.report.blocks import Blocks, Figure, Grid, line_figure
 from feddlp.report.measures import Curve
 from feddlp.report.paper_forms import PaperTable, line_rows
 from feddlp.report.plots import Style
 
 Styles = Mapping[str, Style]
+
+
+class Section(NamedTuple):
+    """One of the paper's tables."""
+
+    id: str
+    title: str
+    lead: str
+    blocks: Blocks
+
+
 BESIDE = (
     "Rows named paper *, in italics behind a bar, are the numbers that the paper prints; they stand below the reading "
     "that they may be compared with, and no other."

@@ -152,19 +152,14 @@ def finish(figure: Figure, prefix: str, least: float) -> Markup:
 def clean(root: ET.Element, prefix: str) -> None:
     """Drop metadata, style sheets and unused ids; shorten numbers; put the page's colours in; make ids unique."""
     used = set(re.findall(r"#([\w.]+)", " ".join(value for node in root.iter() for value in node.attrib.values())))
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        parent.tail = None
-        if parent.tag != "text":
-            parent.text = None
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-        parent.attrib = {
-            key.rpartition("}")[2]: tidy(key.rpartition("}")[2], value, prefix)
-            for key, value in parent.attrib.items()
-            if key != "id" or value in used
-        }
+    for node in list(root.iter()):
+        for child in [child for child in node if child.tag.endswith(("}metadata", "}style"))]:
+            node.remove(child)
+        node.tag, node.tail = node.tag.rpartition("}")[2], None
+        if node.tag != "text":
+            node.text = None
+        attributes = {key.rpartition("}")[2]: value for key, value in node.attrib.items()}
+        node.attrib = {k: tidy(k, value, prefix) for k, value in attributes.items() if k != "id" or value in used}
 
 
 def tidy(key: str, value: str, prefix: str) -> str:

@@ -7,22 +7,11 @@ from itertools import zip_longest
 from statistics import fmean
 
 from feddlp.report import measures, plots
-from feddlp.report.blocks import (
-    Block,
-    Cells,
-    Figure,
-    Missing,
-    Section,
-    Table,
-    dot_legend,
-    joined,
-    line_figure,
-    line_legend,
-)
+from feddlp.report.blocks import Blocks, Cells, Figure, Missing, Table, dot_legend, joined, line_figure, line_legend
 from feddlp.report.latest import Row
 from feddlp.report.plots import Style
 from feddlp.report.rates import described
-from feddlp.report.readings import ABSENT, Measure, measure, picked, shown
+from feddlp.report.readings import ABSENT, measure, picked, shown
 from feddlp.report.readings import accuracy as accuracy_of
 from feddlp.report.series import Setting, Track
 
@@ -38,7 +27,7 @@ WAYS = {
 OVER_SEEDS = "Where several seeds were run, numbers are mean ± sample standard deviation over the seeds."
 
 
-def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
+def accuracy(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Three accuracies side by side, and their spread over clients."""
     head = (
         "Method", "Final round", "Validation-chosen", "Best test round*", "Client mean", "Client std", "Lowest client",
@@ -54,11 +43,7 @@ def accuracy(setting: Setting, prefix: str, styles: Styles) -> Section:
         *([f"{described(setting.rates)}."] if setting.rates else []),
     )
     table = Table(f"{prefix}-accuracy-table", "Accuracy by method", head, accuracy_rows(setting), notes)
-    lead = (
-        "How often the right class is named on images held back from training. Final is what the last round gave; "
-        "validation-chosen is what someone who stops at the best validation round would have got."
-    )
-    return Section(f"{prefix}-accuracy", "Accuracy", lead, (table,))
+    return (table,)
 
 
 def accuracy_rows(setting: Setting) -> Cells:
@@ -79,7 +64,7 @@ def in_rounds(rows: Sequence[Row | None]) -> str:
     return f" ({', '.join(f'r{number}' for number in known)})" if known else ""
 
 
-def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
+def costs(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """What a method takes: parameters, traffic, gates, time, memory."""
     head = (
         "Method", "Trained parameters", "Sent parameters", "MiB per client, up + down", "Active ranks",
@@ -95,8 +80,7 @@ def costs(setting: Setting, prefix: str, styles: Styles) -> Section:
     )
     rows = [[method, *cost_cells(tracks)] for method, tracks in setting.tracks.items()]
     table = Table(f"{prefix}-costs-table", "Costs by method", head, rows, notes)
-    lead = "What a client must train and transmit for it: fewer MiB mean less traffic between client and server."
-    return Section(f"{prefix}-costs", "Costs", lead, (table,))
+    return (table,)
 
 
 def cost_cells(tracks: Sequence[Track]) -> list[str]:
@@ -116,18 +100,12 @@ def cost_cells(tracks: Sequence[Track]) -> list[str]:
     ]
 
 
-def curves(setting: Setting, prefix: str, styles: Styles) -> Section:
+def curves(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Accuracy against rounds and against traffic, side by side."""
-    lead = (
-        "One line a method; the band is ± one standard deviation over seeds, where there are several. "
-        "A method that trains nothing is a horizontal line, and against traffic so is one that sends nothing (at its "
-        "final accuracy); there, further left is cheaper."
-    )
-    blocks = (by_round(setting, prefix, styles), by_traffic(setting, prefix, styles))
-    return Section(f"{prefix}-curves", "Accuracy by round and by traffic", lead, blocks)
+    return (by_round(setting, prefix, styles), by_traffic(setting, prefix, styles))
 
 
-def by_round(setting: Setting, prefix: str, styles: Styles) -> Block:
+def by_round(setting: Setting, prefix: str, styles: Styles) -> Figure | Missing:
     found = [curve for curve in measures.accuracy_curves(setting) if curve.points]
     if not found:
         return Missing("No accuracy by round: no client had test samples.")
@@ -135,7 +113,7 @@ def by_round(setting: Setting, prefix: str, styles: Styles) -> Block:
     return line_figure(f"{prefix}-by-round", caption, title, found, styles, wide=False)
 
 
-def by_traffic(setting: Setting, prefix: str, styles: Styles) -> Block:
+def by_traffic(setting: Setting, prefix: str, styles: Styles) -> Figure | Missing:
     found = [curve for curve in measures.traffic_curves(setting) if curve.points]
     if all(curve.level for curve in found):
         return Missing("No accuracy by traffic: no method in this setting is recorded to send anything.")
@@ -153,57 +131,40 @@ def by_traffic(setting: Setting, prefix: str, styles: Styles) -> Block:
     return Figure(name, text, svg, data, line_legend(found, styles))
 
 
-def spread(setting: Setting, prefix: str, styles: Styles) -> Section:
+def spread(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """One dot a client and method."""
-    lead = (
-        "A good mean can hide clients that are served badly. Every dot is one client's test accuracy at the final "
-        "round (its mean over seeds), every bar the mean over clients; height within a row means nothing."
-    )
     found = {method: measures.client_accuracies(tracks) for method, tracks in setting.tracks.items()}
     found = {method: clients for method, clients in found.items() if clients}
-    missing = Missing("No accuracies of single clients are recorded.")
-    block = spread_figure(setting, found, f"{prefix}-client-dots", styles) if found else missing
-    return Section(f"{prefix}-spread", "Spread over clients", lead, (block,))
-
-
-def spread_figure(setting: Setting, found: Mapping[str, Mapping[int, Measure]], name: str, styles: Styles) -> Figure:
+    if not found:
+        return (Missing("No accuracies of single clients are recorded."),)
+    name = f"{prefix}-client-dots"
     svg = plots.dots(found, styles, "test accuracy of a client, %", name)
     clients = sorted({client for values in found.values() for client in values})
     rows = [[setting.label(client), *(shown(values.get(client)) for values in found.values())] for client in clients]
     rows.append(["mean", *(f"{fmean(one.mean for one in values.values()):.2f}" for values in found.values())])
     data = Table(f"{name}-data", "Test accuracy in % by client", ("Client", *found), rows)
     text = "Test accuracy of each client at the final round. Clients without test samples are left out."
-    return Figure(name, text, svg, data, dot_legend(list(found), styles), wide=True)
+    return (Figure(name, text, svg, data, dot_legend(list(found), styles), wide=True),)
 
 
-def losses(setting: Setting, prefix: str, styles: Styles) -> Section:
+def losses(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """What training minimises, by adapter."""
-    lead = (
-        "Mean training loss of a round. Losses of different methods and adapters have different terms, so compare a "
-        "line with itself over time and not with its neighbours."
-    )
     found = [curve for curve in measures.loss_curves(setting) if curve.points]
-    block: Block = Missing("No training losses are recorded.")
-    if found:
-        means = [value.mean for curve in found for _, value in curve.points]
-        log = min(means) > 0 and max(means) > 30 * min(means)
-        y = "training loss (logarithmic)" if log else "training loss"
-        caption = "Training loss by round, method and adapter, mean over clients."
-        block = line_figure(f"{prefix}-loss-lines", caption, "Training loss by round", found, styles, y, log=log)
-    return Section(f"{prefix}-losses", "Training loss", lead, (block,))
+    if not found:
+        return (Missing("No training losses are recorded."),)
+    means = [value.mean for curve in found for _, value in curve.points]
+    log = min(means) > 0 and max(means) > 30 * min(means)
+    y = "training loss (logarithmic)" if log else "training loss"
+    caption = "Training loss by round, method and adapter, mean over clients."
+    return (line_figure(f"{prefix}-loss-lines", caption, "Training loss by round", found, styles, y, log=log),)
 
 
-def diagnostics(setting: Setting, prefix: str, styles: Styles) -> Section:
+def diagnostics(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Other ways to predict, and clients that join late."""
-    lead = (
-        "What the trained adapters would have scored had they been used differently, and how clients fare that join "
-        "only after training. Neither enters the accuracies above."
-    )
-    blocks = (ways_table(setting, prefix), newcomers_table(setting, prefix))
-    return Section(f"{prefix}-diagnostics", "Diagnostics", lead, blocks)
+    return (ways_table(setting, prefix), newcomers_table(setting, prefix))
 
 
-def ways_table(setting: Setting, prefix: str) -> Block:
+def ways_table(setting: Setting, prefix: str) -> Table | Missing:
     every = [key for tracks in setting.tracks.values() for key in measures.keys_of(tracks, "diagnostics")]
     ways = [*(key for key in WAYS if key in every), *dict.fromkeys(key for key in every if key not in WAYS)]
     if not ways:
@@ -223,7 +184,7 @@ def ways_table(setting: Setting, prefix: str) -> Block:
     return Table(f"{prefix}-ways", caption, ("Method", *map(str.capitalize, ways)), rows, notes)
 
 
-def newcomers_table(setting: Setting, prefix: str) -> Block:
+def newcomers_table(setting: Setting, prefix: str) -> Table | Missing:
     found = {
         method: [row for track in tracks if (row := track.run.newcomers.get(track.key))]
         for method, tracks in setting.tracks.items()

@@ -152,14 +152,6 @@ def by_key(rows: Sequence[Row]) -> dict[Key, tuple[Row, ...]]:
     return {key: tuple(rounds[number] for number in sorted(rounds)) for key, rounds in found.items()}
 
 
-def number(text: Any) -> float | None:
-    """A cell of clients.csv; None where it is empty, cut off or absent."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
-
-
 def read_run(folder: RunFolder) -> Run:
     """All records of a folder.
 
