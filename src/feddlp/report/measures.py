@@ -63,12 +63,11 @@ def curve(tracks: Sequence[Track], label: str, value: Callable[[Row], float | No
 
 def accuracy_curves(setting: Setting) -> list[Curve]:
     """Pooled test accuracy by round, a curve a method."""
-    return [
-        replace(
-            curve(tracks, method, lambda row: accuracy(row, "test")), level=untrained(tracks) and setting.rounds > 1
-        )
-        for method, tracks in setting.tracks.items()
-    ]
+    curves = []
+    for method, tracks in setting.tracks.items():
+        found = curve(tracks, method, lambda row: accuracy(row, "test"))
+        curves.append(replace(found, level=untrained(tracks) and setting.rounds > 1))
+    return curves
 
 
 def traffic_curves(setting: Setting) -> list[Curve]:

@@ -51,24 +51,19 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
     """One method's rounds, in order, to its line."""
     final, chosen, best = picked(rows)
     best = best or final
+    same = {name: final[name] for name in ("method", "seed", "parameters_sent", "active_ranks", "gates")}
+    spread = {name: final["test"][name] for name in ("client_mean", "client_std", "client_lowest", "client_p10")}
     return Summary(
-        method=final["method"],
-        seed=final["seed"],
+        **same,
+        **spread,
         rounds=final["round"],
         final=final["test"]["pooled"],
         chosen=chosen["test"]["pooled"] if chosen else None,
         chosen_round=chosen["round"] if chosen else None,
         best=best["test"]["pooled"],
         best_round=best["round"],
-        client_mean=final["test"]["client_mean"],
-        client_std=final["test"]["client_std"],
-        client_lowest=final["test"]["client_lowest"],
-        client_p10=final["test"]["client_p10"],
         parameters=sum(final["parameters"].values()),
-        parameters_sent=final["parameters_sent"],
         mib=sum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB,
-        active_ranks=final["active_ranks"],
-        gates=final["gates"],
         seconds=None if any(row["lanes"] > 1 for row in rows) else sum(row["seconds"] for row in rows) / len(rows),
         export_mib=None if final["export_bytes"] is None else final["export_bytes"] / MIB,
     )
