@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from feddlp.report import plots
 from feddlp.report.measures import Curve
-from feddlp.report.plots import Scale, Style, level_colour
+from feddlp.report.plots import Scale, Style
 from feddlp.report.readings import ABSENT, Measure, shown
 
 Cells = Sequence[Sequence[str]]
@@ -87,10 +87,8 @@ def dot_legend(methods: Sequence[str], styles: Mapping[str, Style]) -> tuple[tup
 
 
 def scale_legend(scale: Scale, unit: str) -> tuple[tuple[Markup, str], ...]:
-    fills = ["cell", *(f"h{level_colour(level, len(scale.starts))}" for level in range(1, len(scale.starts) + 1))]
-    swatch = '<span class="shade" style="background:var(--{})"></span>'
-    texts = scale.labels()
-    return tuple((Markup(swatch).format(fill), f"{text} {unit}") for fill, text in zip(fills, texts, strict=True))
+    swatch = Markup('<span class="shade" style="background:var(--{})"></span>')
+    return tuple((swatch.format(scale.shade(level)), f"{text} {unit}") for level, text in enumerate(scale.labels()))
 
 
 def line_figure(
@@ -113,15 +111,6 @@ def curve_rows(curves: Sequence[Curve]) -> Cells:
 def short(value: Measure | None) -> str:
     """Small numbers, such as losses, need digits that accuracies do not."""
     return shown(value, 2 if value is None or abs(value.mean) >= 10 else 4)
-
-
-def long_rows(curves: Sequence[Curve]) -> Cells:
-    """A row a point, for curves whose x have nothing in common."""
-    return [
-        [curve.label, "all" if curve.level else f"{number:g}", f"{x:.3f}", shown(y)]
-        for curve in curves
-        for number, (x, y) in enumerate(zip(curve.x, curve.y, strict=True), 1)
-    ]
 
 
 def joined(values: Sequence[object]) -> str:

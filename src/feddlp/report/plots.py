@@ -59,10 +59,8 @@ class Style:
 
     def swatch(self, line: int | None = 0, marker: bool = True) -> Markup:
         """A piece of the line for the legend, as SVG; line None is the marker alone."""
-        fill, dashes = (
-            f"var(--c{self.index % 8})",
-            " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0) or ()),
-        )
+        fill = f"var(--c{self.index % 8})"
+        dashes = " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0) or ())
         look = f"fill:none;stroke:{fill};stroke-width:{WIDTH};stroke-dasharray:{dashes or 'none'}"
         parts = [f'<path d="M0 7H34" style="{look}"/>'] if line is not None else []
         parts += [f'<path d="{SHAPES[self.index % 8]}" style="fill:{fill}"/>'] if marker else []
@@ -84,6 +82,11 @@ class Scale:
 
     def level(self, value: float) -> int:
         return bisect_right(self.starts, value)
+
+    def shade(self, level: int) -> str:
+        """One of the page's shades: the highest level has the strongest, h7, however many there are."""
+        levels = len(self.starts)
+        return f"h{7 if levels == 1 else 1 + round((level - 1) * 6 / (levels - 1))}" if level else "cell"
 
     def labels(self) -> list[str]:
         """What each level holds, level 0 first; whole numbers."""
@@ -241,7 +244,7 @@ def heat_map(
     x_label: str, prefix: str,
 ) -> Markup:  # fmt: skip
     """A cell per row and column, shaded by level; numbers stand in the cells where there is room."""
-    height, width = cell_sizes(len(rows), len(columns))
+    height, width = 26 if len(rows) <= 12 else 18 if len(rows) <= 40 else 12, max(9.0, min(46.0, 900 / len(columns)))
     left = 30 + 6.4 * max(len(plain(name)) for name in rows)
     top = 40 + 6.4 * max(len(plain(name)) for name in columns)
     with drawing():
@@ -249,20 +252,13 @@ def heat_map(
         grid = np.asarray([[levels.level(value) for value in row] for row in values])
         axes.add_patch(Rectangle((0, 0), len(columns), len(rows), facecolor=colour("cell"), linewidth=0))
         for level in range(1, len(levels.starts) + 1):
-            shade(axes, grid == level, colour(f"h{level_colour(level, len(levels.starts))}"))
+            shade(axes, grid == level, colour(levels.shade(level)))
         if len(columns) <= 20 and len(rows) <= 40:
-            write_numbers(axes, values, grid, len(levels.starts))
+            for y, x in np.argwhere(grid).tolist():
+                ink = colour("on-h" if levels.shade(grid[y, x]) in ("h5", "h6", "h7") else "ink")
+                axes.text(x + 0.5, y + 0.5, f"{values[y][x]:g}", ha="center", va="center", fontsize=10.5, color=ink)
         frame(axes, rows, columns, x_label, (height, width))
         return finish(figure, prefix, min(left + width * len(columns), 1060) * 0.9)
-
-
-def cell_sizes(rows: int, columns: int) -> tuple[float, float]:
-    return (26 if rows <= 12 else 18 if rows <= 40 else 12), max(9.0, min(46.0, 900 / columns))
-
-
-def level_colour(level: int, levels: int) -> int:
-    """1 .. 7 of the page's shades: the highest level is the strongest, however many there are."""
-    return 7 if levels == 1 else 1 + round((level - 1) * 6 / (levels - 1))
 
 
 def shade(axes: Axes, cells: Any, fill: str) -> None:
@@ -282,14 +278,6 @@ def shade(axes: Axes, cells: Any, fill: str) -> None:
     ]
     codes = [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * len(boxes)
     axes.add_patch(PathPatch(Path(np.concatenate(boxes), codes), facecolor=fill, linewidth=0))
-
-
-def write_numbers(axes: Axes, values: Sequence[Sequence[float]], grid: Any, levels: int) -> None:
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            if value:
-                ink = "on-h" if level_colour(int(grid[y, x]), levels) >= 5 else "ink"
-                axes.text(x + 0.5, y + 0.5, f"{value:g}", ha="center", va="center", fontsize=10.5, color=colour(ink))
 
 
 def frame(axes: Axes, rows: Sequence[str], columns: Sequence[str], x_label: str, size: tuple[float, float]) -> None:
