@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,10 +51,7 @@ def print_run(folder: RunFolder, console: Console) -> None:
 
 def names_of_clients(folder: RunFolder) -> str:
     """The clients that have names, by their numbers."""
-    if not folder.clients.is_file():
-        return ""
-    rows = csv.DictReader(io.StringIO(folder.clients.read_text(encoding="utf-8")))
-    names = {int(row["client"]): row["name"] for row in rows if row.get("name")}
+    names = {int(row["client"]): row["name"] for row in folder.read_clients() if row.get("name")}
     return ", ".join(f"{client} ({name})" for client, name in sorted(names.items()))
 
 
@@ -113,16 +108,13 @@ def print_paper(tables: list[PaperTable], which: Which | None, csv: Path, page: 
 def print_exported(exported: Exported) -> None:
     """Where a model is now, and how to use it."""
     about, ranks = exported.manifest, exported.ranks
-    print(f"{exported.folder}: {about.method} of {about.owner} after round {about.round}, {form_of(exported)}")
+    form = (
+        "a whole checkpoint" if about.merged else f"a PEFT adapter ({sum(ranks.values())} ranks in {len(ranks)} layers)"
+    )
+    print(f"{exported.folder}: {about.method} of {about.owner} after round {about.round}, {form}")
     if not ranks and not about.merged:
         print("All its ranks are pruned: the adapter is one layer of zeros, and predicts as the base checkpoint does.")
     print(f"use it with: feddlp predict --adapter {exported.folder} IMAGE...")
-
-
-def form_of(exported: Exported) -> str:
-    if exported.manifest.merged:
-        return "a whole checkpoint"
-    return f"a PEFT adapter ({sum(exported.ranks.values())} ranks in {len(exported.ranks)} layers)"
 
 
 def predictions(found: Iterable[Prediction], form: str) -> Iterator[str]:

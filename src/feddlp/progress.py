@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, cast
 
 import rich.console
@@ -68,9 +67,7 @@ class PlainReporter:
     def __enter__(self) -> PlainReporter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def line(self, text: str) -> None:
@@ -109,13 +106,9 @@ class LiveReporter(PlainReporter):
 
     def __init__(self, console: Console):
         super().__init__(console)
-        columns = (
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[last]}"),
-        )
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        name, last = TextColumn("{task.description:<10}"), TextColumn("{task.fields[last]}")
+        columns = (name, BarColumn(), MofNCompleteColumn(), last, TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console)
         self.task: TaskID | None = None
         self.preparation: TaskID | None = None
 
@@ -123,9 +116,7 @@ class LiveReporter(PlainReporter):
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
     def preparing(self, what: str, done: int, total: int) -> None:

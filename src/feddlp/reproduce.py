@@ -22,8 +22,8 @@ from feddlp.report.latest import Row
 from feddlp.report.page import write_report
 from feddlp.report.paper import TABLES, build, needs
 from feddlp.report.paper_forms import PaperTable, Which, csv_text
+from feddlp.report.paper_notes import deviations
 from feddlp.report.paper_numbers import Key, Results
-from feddlp.report.paper_protocol import deviations
 from feddlp.sweep import run_sweep
 from feddlp.sweepfile import Sweep, check_sweep, put, slug
 
@@ -41,7 +41,6 @@ FIXED = {
 }
 """Overrides that would contradict what a table says of itself, and what decides them."""
 READINGS = get_args(Which)
-Failed = dict[str, str]
 
 
 class Played(NamedTuple):
@@ -160,22 +159,6 @@ def collect(sweep: Sweep, label: str, choices: Sequence[Mapping[str, Any]]) -> d
     return found
 
 
-def play(request: Request, table: str, reporter: Reporter) -> tuple[PaperTable, list[Path], list[RunFolder], Failed]:
-    """One table: run what it needs on all data, and make it; also the sweeps' folders, the runs, and what failed."""
-    played: dict[Key, list[Played]] = {}
-    folders: list[Path] = []
-    failed: Failed = {}
-    for data in request.data:
-        sweep = plan(request, table, data)
-        result = run_sweep(sweep, reporter, keep=True)
-        played |= collect(sweep, split_data(data)[0], result["choices"])
-        folders.append(sweep.folder)
-        failed |= result["failed"]
-    found = {key: [run.rounds for run in runs] for key, runs in played.items()}
-    used = [run.folder for runs in played.values() for run in runs]
-    return make(request, table, found, used), folders, used, failed
-
-
 def make(request: Request, table: str, found: Results, runs: Sequence[RunFolder]) -> PaperTable:
     """A table; the paper's numbers stand in it where its model was used, and its partition in every run."""
     papers = is_papers_model(request.model)
@@ -195,13 +178,24 @@ def places(request: Request, folders: Sequence[Path]) -> tuple[Path, Path]:
 
 def reproduce(request: Request, reporter: Reporter) -> Result:
     """Run what the tables need and is not finished, and make them; also as CSV and as a page beside the runs."""
-    played = [play(request, table, reporter) for table in check_tables(request.tables)]
-    tables = [table for table, _, _, _ in played]
-    folders = list(dict.fromkeys(folder for _, found, _, _ in played for folder in found))
-    runs = {run.path: run for _, _, found, _ in played for run in found}
-    failed = {path: reason for _, _, _, found in played for path, reason in found.items()}
-    csv, page = places(request, folders)
+    tables: list[PaperTable] = []
+    folders: dict[Path, None] = {}
+    runs: dict[Path, RunFolder] = {}
+    failed: dict[str, str] = {}
+    for table in check_tables(request.tables):
+        played: dict[Key, list[Played]] = {}
+        for data in request.data:
+            sweep = plan(request, table, data)
+            result = run_sweep(sweep, reporter, keep=True)
+            played |= collect(sweep, split_data(data)[0], result["choices"])
+            folders[sweep.folder] = None
+            failed |= result["failed"]
+        used = {run.folder.path: run.folder for found in played.values() for run in found}
+        rounds = {key: [run.rounds for run in found] for key, found in played.items()}
+        tables.append(make(request, table, rounds, list(used.values())))
+        runs |= used
+    csv, page = places(request, list(folders))
     write_atomically(csv, csv_text(tables).encode())
     if runs:
         write_report(list(runs.values()), page, tables)
-    return Result(tables, folders, csv, page if runs else None, failed)
+    return Result(tables, list(folders), csv, page if runs else None, failed)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from feddlp.report.paper import TABLES, build, needs
-from feddlp.report.paper_forms import COLUMNS, Cell, PaperTable, Value, csv_text, text, value_of
-from feddlp.report.paper_numbers import Key, common_target, to_target, validation_pooled
+from feddlp.report.paper_forms import COLUMNS, Cell, PaperTable, csv_text, text
+from feddlp.report.paper_numbers import Key, common_target, to_target
+from feddlp.report.readings import Measure
 
 PAPER = json.loads(files("feddlp").joinpath("assets/paper.json").read_text("utf-8"))
 FOUR = ("pets", "flowers", "aircraft", "dtd")
@@ -268,21 +269,21 @@ def test_the_three_readings_by_hand():
         build("table7", {Key("feddlp", "text", "pets", 0.1): runs}, comparable=True), "feddlp", "pets", tower="text"
     )
     assert one.ours == {
-        "final": Value(62.0, pytest.approx(stdev([60, 64])), 2, 2),
-        "validation_chosen": Value(61.0, pytest.approx(stdev([70, 52])), 2, 2),
-        "best_test": Value(85.0, pytest.approx(stdev([80, 90])), 2, 2),
+        "final": Measure(62.0, pytest.approx(stdev([60, 64])), 2, 2),
+        "validation_chosen": Measure(61.0, pytest.approx(stdev([70, 52])), 2, 2),
+        "best_test": Measure(85.0, pytest.approx(stdev([80, 90])), 2, 2),
     }
-    assert one.paper == Value(91.63)
+    assert one.paper == Measure(91.63)
 
 
 def test_the_spread_is_that_of_the_reading_s_round():
     built = build("table3", {Key("flora", "image", "dtd", 0.1): [run((50, 9), (90, 1), (70, 2))]}, comparable=True)
     spread = cell(built, "flora", "dtd", "client_std", tower="image")
     assert [value.mean for value in spread.ours.values()] == pytest.approx([7.01, 5.01, 9.01])
-    assert spread.paper == Value(7.45)
+    assert spread.paper == Measure(7.45)
     lowest = cell(built, "flora", "dtd", "client_lowest", tower="image")
     assert [value.mean for value in lowest.ours.values()] == [35, 25, 45]
-    assert lowest.paper == Value(62.32)
+    assert lowest.paper == Measure(62.32)
 
 
 def test_the_average_needs_all_four_and_is_of_means_and_deviations():
@@ -293,7 +294,7 @@ def test_the_average_needs_all_four_and_is_of_means_and_deviations():
     runs["pets"] = [run(5, seed=0), run(15, seed=1)]
     results = {Key("feddlp", "image", dataset, 0.1): found for dataset, found in runs.items()}
     average = cell(build("table1", results, comparable=True), "feddlp", "average", tower="image").ours["final"]
-    assert average == Value(35.0, pytest.approx((math.sqrt(50) + 3 * math.sqrt(2)) / 4), 2, 2)
+    assert average == Measure(35.0, pytest.approx((math.sqrt(50) + 3 * math.sqrt(2)) / 4), 2, 2)
     for key in results:
         fewer = {other: found for other, found in results.items() if other != key}
         assert cell(build("table1", fewer, comparable=True), "feddlp", "average", tower="image").ours == {}
@@ -313,7 +314,7 @@ def test_parameters_sent():
     sent = {(one.method, one.tower): one for one in built.cells if one.metric == "parameters_sent_millions"}
     assert sent["fedclip", "text"].ours["final"].mean == pytest.approx(0.525312)
     assert sent["feddat", "text"].ours["best_test"].mean == 0.25
-    assert sent["fedclip", "image"].paper == Value(0.525)
+    assert sent["fedclip", "image"].paper == Measure(0.525)
     assert re.search(r"chosen .* 0\.525 ", printed(built))
 
 
@@ -326,8 +327,8 @@ def test_to_target_by_hand():
     assert to_target(rows, 50.01) == (1.5, 2)
     assert to_target(rows, 70.5) == (3.0, 4)
     assert to_target(rows, 90.1) is None
-    assert to_target(rows, 75, validation_pooled) == (2.25, 3)
-    assert to_target(run((50, None)), 10, validation_pooled) is None
+    assert to_target(rows, 75, "validation") == (2.25, 3)
+    assert to_target(run((50, None)), 10, "validation") is None
 
 
 percents = st.floats(0, 100).map(lambda value: round(value, 2))
@@ -376,10 +377,10 @@ def test_traffic_value_of_by_hand():
     mib = cell(built, "feddlp", "dtd", "mib_to_target", beta=0.1)
     assert mib.target == 70
     assert mib.ours == {
-        "validation": Value(0.75, 0.0, 2, 3),
-        "test": Value(1.125, pytest.approx(stdev([1.5, 0.75])), 2, 3),
+        "validation": Measure(0.75, 0.0, 2, 3),
+        "test": Measure(1.125, pytest.approx(stdev([1.5, 0.75])), 2, 3),
     }
-    assert mib.paper == Value(25.5)
+    assert mib.paper == Measure(25.5)
     assert cell(built, "feddlp", "dtd", "rounds_to_target", beta=0.1).ours["test"].mean == 1.5
     assert cell(built, "feddlp", "dtd", "mib_ratio_to_flora", beta=0.1).ours == {}, "one seed did not reach it"
     results[Key("feddlp", "image", "dtd", 0.1)] = runs[:2]
@@ -392,7 +393,7 @@ def test_traffic_value_of_by_hand():
 def test_not_reached_is_not_the_same_as_not_run():
     key = Key("feddlp", "text", "pets", 0.1)
     built = build("table5", {key: [run((60, None)), run((60, None), seed=1)]}, comparable=True)
-    assert cell(built, "feddlp", "pets", "mib_to_target", beta=0.1).ours == {"test": Value(None, None, 0, 2)}
+    assert cell(built, "feddlp", "pets", "mib_to_target", beta=0.1).ours == {"test": Measure(math.inf, None, 0, 2)}
     lines = printed(built).splitlines()
     first = next(index for index, line in enumerate(lines) if "pets, β 0.1 " in line)
     assert lines[first].split()[-5:] == ["-"] * 5, "no validation samples"
@@ -440,7 +441,7 @@ def test_the_curve_shows_shares_of_the_rounds_and_records_all():
     local, sora = built.lines
     assert [one.round for one in local.cells] == [1, 7, 18, 35, 53, 70]
     assert [value.mean for one in local.cells for value in one.ours.values()] == [1.5, 7.5, 18.5, 35.5, 53, 70]
-    assert [one.ours["round"].seeds for one in local.cells] == [2, 2, 2, 2, 1, 1]
+    assert [one.ours["round"].count for one in local.cells] == [2, 2, 2, 2, 1, 1]
     assert [value.mean for one in sora.cells for value in one.ours.values()] == [70, 64, 53, 36, 18, 1]
     lines = records(built)
     assert [(line["method"], line["round"]) for line in lines] == [
@@ -509,13 +510,6 @@ def test_the_csv_has_three_readings_and_full_precision():
     assert float(mine[2]["ours_std"]) == pytest.approx(stdev([20 / 3, 5]), rel=1e-14)
     assert [(line["paper_mean"], line["paper_std"]) for line in mine] == [("", ""), ("", ""), ("94.67", "0.16")]
     assert {line["table"] for line in lines} == set(TABLES) - {"fig2"}
-
-
-def test_value_of():
-    assert value_of([]) is None
-    assert value_of([5.0]) == Value(5.0, None, 1, 1)
-    assert value_of([4.0, None, 6.0]) == Value(5.0, pytest.approx(math.sqrt(2)), 2, 3)
-    assert value_of([None]) == Value(None, None, 0, 1)
 
 
 # --- notes ---

@@ -26,12 +26,12 @@ def line(method: str = "flora", values: tuple[float, ...] = (50, 70, 90), **opti
 
 
 def drawn(curves: list[Curve], prefix: str = "p") -> ET.Element:
-    return ET.fromstring(lines(curves, STYLES, "round", "accuracy", prefix, f"{prefix}-caption"))
+    return ET.fromstring(lines(curves, STYLES, "round", "accuracy", prefix))
 
 
 def mapped(values: list[list[int]], levels: Scale, names: str = "abcdefghijklmnopqrstuvwxyz" * 10) -> ET.Element:
     rows, columns = [f"row {n}" for n in range(len(values))], list(names[: len(values[0])])
-    return ET.fromstring(heat_map(values, rows, columns, levels, ("", "class"), "m", "m-caption"))
+    return ET.fromstring(heat_map(values, rows, columns, levels, "class", "m"))
 
 
 def attributes(root: ET.Element, name: str) -> list[str]:
@@ -94,9 +94,9 @@ def test_nothing_is_loaded_and_no_style_sheet_leaks(plot):
 
 
 def test_the_same_data_give_the_same_bytes_whatever_the_readers_settings():
-    first = lines([line()], STYLES, "x", "y", "p", "c")
+    first = lines([line()], STYLES, "x", "y", "p")
     with matplotlib.rc_context({"axes.linewidth": 9, "xtick.direction": "in", "svg.hashsalt": None, "font.size": 30}):
-        assert lines([line()], STYLES, "x", "y", "p", "c") == first
+        assert lines([line()], STYLES, "x", "y", "p") == first
 
 
 def test_the_plot_is_an_image_named_by_its_caption(plot):
@@ -133,7 +133,7 @@ def test_the_band_is_one_standard_deviation_to_each_side():
 
 def test_an_axis_in_percent_ends_at_a_hundred():
     full = [line(values=(100, 100))]
-    percent, other = (texts(ET.fromstring(lines(full, STYLES, "x", label, "p", "c"))) for label in ("accuracy, %", "n"))
+    percent, other = (texts(ET.fromstring(lines(full, STYLES, "x", label, "p"))) for label in ("accuracy, %", "n"))
     assert "100.0" in percent
     assert "101.0" not in percent
     assert "101.0" in other
@@ -147,7 +147,7 @@ def test_one_seed_has_no_band():
 @pytest.mark.parametrize("values", [(float("nan"), 1.0), (float("inf"), 1.0), (5.0,)])
 def test_what_training_may_end_in_can_be_drawn(values):
     curve = Curve("flora", "flora", tuple(range(1, len(values) + 1)), tuple(measure([value]) for value in values))
-    ET.fromstring(lines([curve], STYLES, "round", "loss", "p", "c", log=True))
+    ET.fromstring(lines([curve], STYLES, "round", "loss", "p", log=True))
 
 
 def test_a_dot_for_every_client_and_a_bar_at_the_mean():
@@ -155,7 +155,7 @@ def test_a_dot_for_every_client_and_a_bar_at_the_mean():
         "flora": {0: Measure(50, None, 1), 1: Measure(50, None, 1), 7: Measure(80, None, 1)},
         "feddlp": {0: Measure(70, None, 1)},
     }
-    root = ET.fromstring(dots(groups, STYLES, "accuracy", "p", "c"))
+    root = ET.fromstring(dots(groups, STYLES, "accuracy", "p"))
     marks = Counter(
         VARIABLE.findall(node.get("style", ""))[0] for node in root.iter("use") if "var(--c" in node.get("style", "")
     )
@@ -232,7 +232,7 @@ def test_the_first_row_is_on_top():
 
 def test_names_are_text_however_hostile():
     names = ["<script>alert(1)</script>", "$x^2$ 猫", "#f1a001 \x00\n&amp;"]
-    svg = heat_map([[1, 0, 0]], ["r"], names, scale(1), ("", ""), "m", "c")
+    svg = heat_map([[1, 0, 0]], ["r"], names, scale(1), "", "m")
     assert "<script" not in svg
     shown = texts(ET.fromstring(svg))
     assert [name for name in map(plain, names) if name not in shown] == []

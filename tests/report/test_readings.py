@@ -21,7 +21,7 @@ def test_mean_and_sample_deviation_of_what_is_known(values):
         assert found is None
         return
     assert found.mean == pytest.approx(fmean(known))
-    assert found.count == len(known)
+    assert (found.count, found.runs) == (len(known), len(values))
     assert found.std == (pytest.approx(stdev(known), abs=1e-9) if len(known) > 1 else None)
 
 

@@ -22,10 +22,7 @@ from feddlp.commands.common import (
 from feddlp.progress import Console
 
 
-def run(
-    words: Words = None,
-    debug: Debug = False,
-) -> None:
+def run(words: Words = None, debug: Debug = False) -> None:
     """Run the methods of a configuration and compare them; without one, the demo.
 
     \b

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from feddlp.report import plots
 from feddlp.report.measures import Curve
-from feddlp.report.plots import Scale, Style, level_colour
+from feddlp.report.plots import Scale, Style
 from feddlp.report.readings import ABSENT, Measure, shown
 
 Cells = Sequence[Sequence[str]]
@@ -61,80 +62,55 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """What its numbers are, and the numbers; those of the paper are set apart."""
-
-    name: str
-    cells: tuple[str, ...]
-    paper: bool = False
-
-
-@dataclass(frozen=True)
 class Grid:
     """A table in which one label stands before several rows; without names of the rows, each label has one."""
 
     id: str
     caption: str
     head: tuple[str, ...]
-    groups: tuple[tuple[str, tuple[GridRow, ...]], ...]
+    groups: Sequence[tuple[str, Mapping[str, Sequence[str]]]]  # label -> name of the row -> cells
     named: bool
     notes: tuple[str, ...] = ()
     kind: str = "grid"
 
 
-Block = Table | Figure | Missing | Listing | Grid
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a sentence or two for someone who has not read the paper, and what there is to see."""
-
-    id: str
-    title: str
-    lead: str
-    blocks: tuple[Block, ...]
+Blocks = Sequence[Table | Figure | Missing | Listing | Grid]
 
 
 def line_legend(curves: Sequence[Curve], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
-    return tuple((Markup(styles[c.method].swatch(c.dash, not c.level)), c.label) for c in curves)
+    return tuple((styles[c.method].swatch(c.dash, not c.level), c.label) for c in curves)
 
 
 def dot_legend(methods: Sequence[str], styles: Mapping[str, Style]) -> tuple[tuple[Markup, str], ...]:
-    bar = '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-    bar += '<path d="M17 0V14" style="stroke:var(--ink);stroke-width:2.2"/></svg>'
-    return (*((Markup(styles[m].swatch(line=None)), m) for m in methods), (Markup(bar), "mean over clients"))
+    bar = plots.swatch('<path d="M17 0V14" style="stroke:var(--ink);stroke-width:2.2"/>')
+    return (*((styles[m].swatch(line=None), m) for m in methods), (bar, "mean over clients"))
 
 
 def scale_legend(scale: Scale, unit: str) -> tuple[tuple[Markup, str], ...]:
-    fills = ["cell", *(f"h{level_colour(level, len(scale.starts))}" for level in range(1, len(scale.starts) + 1))]
-    swatch = '<span class="shade" style="background:var(--{})"></span>'
-    texts = scale.labels()
-    return tuple((Markup(swatch).format(fill), f"{text} {unit}") for fill, text in zip(fills, texts, strict=True))
+    swatch = Markup('<span class="shade" style="background:var(--{})"></span>')
+    return tuple((swatch.format(scale.shade(level)), f"{text} {unit}") for level, text in enumerate(scale.labels()))
 
 
-def curve_rows(curves: Sequence[Curve], whole: bool = True) -> Cells:
+def line_figure(
+    name: str, caption: str, title: str, curves: Sequence[Curve], styles: Mapping[str, Style],
+    y: str = "test accuracy, %", *, wide: bool = True, log: bool = False,
+) -> Figure:  # fmt: skip
+    """Curves over the rounds; `title` is that of their data."""
+    svg = plots.lines(curves, styles, "round", y, name, log=log, wide=wide)
+    data = Table(f"{name}-data", title, ("Round", *(curve.label for curve in curves)), curve_rows(curves))
+    return Figure(name, caption, svg, data, line_legend(curves, styles), wide)
+
+
+def curve_rows(curves: Sequence[Curve]) -> Cells:
     """A row for each x of any curve; levels stand in every row."""
     places = sorted({x for curve in curves if not curve.level for x in curve.x}) or [curves[0].x[0]]
-    return [[f"{x:g}" if whole else f"{x:.2f}", *(cell(curve, x) for curve in curves)] for x in places]
-
-
-def cell(curve: Curve, x: float) -> str:
-    found = curve.y[0] if curve.level else dict(zip(curve.x, curve.y, strict=True)).get(x)
-    return short(found)
+    found = [dict.fromkeys(places, c.y[0]) if c.level else dict(zip(c.x, c.y, strict=True)) for c in curves]
+    return [[f"{x:g}", *(short(values.get(x)) for values in found)] for x in places]
 
 
 def short(value: Measure | None) -> str:
     """Small numbers, such as losses, need digits that accuracies do not."""
     return shown(value, 2 if value is None or abs(value.mean) >= 10 else 4)
-
-
-def long_rows(curves: Sequence[Curve]) -> Cells:
-    """A row a point, for curves whose x have nothing in common."""
-    return [
-        [curve.label, "all" if curve.level else f"{number:g}", f"{x:.3f}", shown(y)]
-        for curve in curves
-        for number, (x, y) in enumerate(zip(curve.x, curve.y, strict=True), 1)
-    ]
 
 
 def joined(values: Sequence[object]) -> str:

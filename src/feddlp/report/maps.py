@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from markupsafe import Markup
+from collections.abc import Collection, Mapping, Sequence
 
 from feddlp.report import measures, plots
-from feddlp.report.blocks import Block, Figure, Listing, Missing, Section, Table, curve_rows, line_legend, scale_legend
+from feddlp.report.blocks import Blocks, Figure, Listing, Missing, Table, line_figure, scale_legend
 from feddlp.report.plots import Style
 from feddlp.report.readings import ABSENT
 from feddlp.report.series import Run, Setting, Track
@@ -21,34 +18,29 @@ MOST_SITES = 150
 PARTS = ("train", "validation", "test")
 
 
-def partition(setting: Setting, prefix: str, styles: Styles) -> Section:
+def partition(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """How many images of each class each client holds."""
-    lead = (
-        "Each row is a client, each column a class; the stronger the colour, the more training images of that class. "
-        "Rows that look alike are IID data, rows that differ are non-IID."
-    )
     found = setting.partition
-    has_any = found and found.get("clients") and found.get("class_names")
-    text = "The partition is not recorded in these runs."
-    block: Block = partition_figure(setting, found, prefix) if found and has_any else Missing(text)
-    return Section(f"{prefix}-partition", "Who holds which images", lead, (block,))
-
-
-def partition_figure(setting: Setting, found: Mapping[str, Any], prefix: str) -> Figure:
+    if not (found and found.get("clients") and found.get("class_names")):
+        return (Missing("The partition is not recorded in these runs."),)
     clients, classes = found["clients"][:MOST], found["class_names"][:MOST]
     newcomers = set(found.get("newcomers") or [])
     names = [f"client {setting.label(k)}" + (" (new)" if k in newcomers else "") for k in range(len(clients))]
     counts = [[*client["train"][:MOST], *[0] * (len(classes) - len(client["train"]))] for client in clients]
     levels = plots.scale(max((value for row in counts for value in row), default=0))
     name = f"{prefix}-partition-map"
-    svg = plots.heat_map(counts, names, classes, levels, ("", "class"), name, f"{name}-caption")
+    svg = plots.heat_map(counts, names, classes, levels, "class", name)
     head = ("Client", *(f"All {part}" for part in PARTS), *classes)
     data = Table(f"{name}-data", "Images by client and class: training / validation / test", head, [
         [label, *(f"{sum(client[part]):,}" for part in PARTS), *cells(client, len(classes))]
         for label, client in zip(names, clients, strict=True)
     ])  # fmt: skip
-    text = "Training images by client and class. " + cut(found, newcomers)
-    return Figure(name, text.strip(), Markup(svg), data, scale_legend(levels, "images"), wide=True)
+    notes = ["Training images by client and class."]
+    notes += first_of((found["clients"], MOST, "clients"), (found["class_names"], MOST, "classes"))
+    if newcomers:
+        notes.append("Clients marked new are held out of the federation and join at its end.")
+    figure = Figure(name, " ".join(notes), svg, data, scale_legend(levels, "images"), wide=True)
+    return (figure,)
 
 
 def cells(client: Mapping[str, Sequence[int]], classes: int) -> list[str]:
@@ -57,69 +49,46 @@ def cells(client: Mapping[str, Sequence[int]], classes: int) -> list[str]:
     return [" / ".join(map(str, triple)) if any(triple) else ABSENT for triple in triples]
 
 
-def cut(found: Mapping[str, Any], newcomers: set[int]) -> str:
-    notes = []
-    for key, what in (("clients", "clients"), ("class_names", "classes")):
-        if len(found[key]) > MOST:
-            notes.append(f"Only the first {MOST} of {len(found[key])} {what} are shown.")
-    if newcomers:
-        notes.append("Clients marked new are held out of the federation and join at its end.")
-    return " ".join(notes)
-
-
-def ranks(setting: Setting, prefix: str, styles: Styles) -> Section:
+def ranks(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Which gates are still open, where, and since when."""
-    lead = (
-        "Methods with gates can switch off single ranks of a client's adapter where they are of no use. "
-        "The line is the share of gates still open; the maps show in which layers."
-    )
     curves = [curve for curve in measures.rank_curves(setting) if curve.points]
     if not curves:
-        return Section(f"{prefix}-ranks", "Active ranks", lead, (Missing("No method in this setting has gates."),))
-    gated = {place: tracks for place, tracks in enumerate(setting.tracks.values())
-             if any(track.last.get("gates") for track in tracks)}  # fmt: skip
-    maps = [rank_block(setting, tracks, f"{prefix}-ranks-{place}") for place, tracks in gated.items()]
-    return Section(f"{prefix}-ranks", "Active ranks", lead, (rank_lines(curves, prefix, styles), *maps))
+        return (Missing("No method in this setting has gates."),)
+    caption, y = "Gates that are not zero, in % of all, mean over clients and layers.", "open gates, %"
+    maps = [
+        rank_map(setting, tracks, f"{prefix}-ranks-{place}")
+        for place, tracks in enumerate(setting.tracks.values())
+        if any(track.last.get("gates") for track in tracks)
+    ]
+    return (line_figure(f"{prefix}-rank-lines", caption, "Open gates in % by round", curves, styles, y), *maps)
 
 
-def rank_lines(curves: Sequence[measures.Curve], prefix: str, styles: Styles) -> Figure:
-    name = f"{prefix}-rank-lines"
-    svg = plots.lines(curves, styles, "round", "open gates, %", name, f"{name}-caption", wide=True)
-    head = ("Round", *(curve.label for curve in curves))
-    data = Table(f"{name}-data", "Open gates in % by round", head, curve_rows(curves))
-    text = "Gates that are not zero, in % of all, mean over clients and layers."
-    return Figure(name, text, Markup(svg), data, line_legend(curves, styles), wide=True)
-
-
-def rank_block(setting: Setting, tracks: Sequence[Track], name: str) -> Block:
+def rank_map(setting: Setting, tracks: Sequence[Track], name: str) -> Figure | Missing:
     """The map of one method, of its first seed that has one."""
     track = next((track for track in tracks if (track.run.ranks.get(track.key) or {}).get("active")), None)
     if track is None:
         return Missing(f"{tracks[0].method}: active ranks by layer are not recorded (no ranks.jsonl).")
     row = track.run.ranks[track.key]
     labels = [setting.label(client) for client in row["clients"][:MOST]]
-    return rank_map(track, row, labels, name, too_many(row, len(row["clients"])))
-
-
-def rank_map(track: Track, row: Mapping[str, Any], labels: Sequence[str], name: str, note: str) -> Figure:
     sites = list(row["active"])[:MOST_SITES]
     counts = [list(row["active"][site][:MOST]) for site in sites]
     totals = row.get("ranks") or {}
     levels = plots.scale(max([*totals.values(), *(value for line in counts for value in line), 1]), geometric=False)
-    short = [site_name(site) for site in sites]
-    svg = plots.heat_map(counts, short, labels, levels, ("", "client"), name, f"{name}-caption")
+    svg = plots.heat_map(counts, [site_name(site) for site in sites], labels, levels, "client", name)
     rows = [[site, str(totals.get(site, ABSENT)), *map(str, line)] for site, line in zip(sites, counts, strict=True)]
     data = Table(f"{name}-data", "Active ranks by layer and client", ("Layer", "Ranks", *labels), rows)
-    text = f"{track.method}: active ranks by layer and client after round {track.last['round']}, seed {track.seed}. "
-    legend = scale_legend(levels, "active")
-    return Figure(name, (text + note).strip(), Markup(svg), data, legend, wide=True)
+    text = f"{track.method}: active ranks by layer and client after round {track.last['round']}, seed {track.seed}."
+    notes = [text, *first_of((row["active"], MOST_SITES, "layers"), (row["clients"], MOST, "clients"))]
+    return Figure(name, " ".join(notes), svg, data, scale_legend(levels, "active"), wide=True)
 
 
-def too_many(row: Mapping[str, Any], clients: int) -> str:
-    notes = [(len(row["active"]), MOST_SITES, "layers"), (clients, MOST, "clients")]
-    return " ".join(
-        f"Only the first {most} of {count} {what} are shown." for count, most, what in notes if count > most
-    )
+def first_of(*parts: tuple[Collection[object], int, str]) -> list[str]:
+    """What is too many to be shown: things, how many are, and what they are called."""
+    return [
+        f"Only the first {most} of {len(things)} {what} are shown."
+        for things, most, what in parts
+        if len(things) > most
+    ]
 
 
 def site_name(site: str) -> str:
@@ -129,22 +98,15 @@ def site_name(site: str) -> str:
     return " ".join(filter(None, [tower, layer[1], site.rpartition(".")[2]])) if layer else site
 
 
-def setup(setting: Setting, prefix: str, styles: Styles) -> Section:
+def setup(setting: Setting, prefix: str, styles: Styles) -> Blocks:
     """Everything that is needed to run it again."""
-    lead = (
-        "Each run folder holds its complete configuration. Two runs with equal digests had the same options, images "
-        "and frozen weights; versions and hardware can still change the last digits."
-    )
-    commands = Listing("Commands that run this again", "\n".join(command(run) for run in setting.runs))
-    listings = [Listing(f"Configuration of {run.name}", run.toml) for run in setting.runs]
-    return Section(f"{prefix}-setup", "Configuration", lead, (environment(setting, prefix), commands, *listings))
+    commands = "\n".join(f"feddlp run {shlex.quote(f'{run.name}/config.toml')}" for run in setting.runs)
+    listings = [Listing("Commands that run this again", commands)]
+    listings += [Listing(f"Configuration of {run.name}", run.toml) for run in setting.runs]
+    return (environment(setting, prefix), *listings)
 
 
-def command(run: Run) -> str:
-    return f"feddlp run {shlex.quote(f'{run.name}/config.toml')}"
-
-
-def environment(setting: Setting, prefix: str) -> Block:
+def environment(setting: Setting, prefix: str) -> Table | Missing:
     keys = dict.fromkeys(key for run in setting.runs for key in run.environment)
     if not keys:
         return Missing("The environment is not recorded in these runs (no environment.json).")

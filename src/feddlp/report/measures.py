@@ -14,7 +14,7 @@ from feddlp.files import MIB
 from feddlp.report.latest import Row
 from feddlp.report.rates import caveat
 from feddlp.report.readings import Measure, accuracy, measure, picked, shown
-from feddlp.report.series import Setting, Track, number
+from feddlp.report.series import Setting, Track
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,6 @@ def sent_mib(rows: Sequence[Row]) -> float | None:
     return math.fsum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB
 
 
-def mean_of(rows: Sequence[Row], key: str) -> float | None:
-    found = measure(row.get(key) for row in rows)
-    return found.mean if found else None
-
-
-def largest(rows: Sequence[Row], key: str) -> float | None:
-    return max((float(row[key]) for row in rows if row.get(key) is not None), default=None)
-
-
 def untrained(tracks: Sequence[Track]) -> bool:
     """A method of one round that trains nothing, such as zero-shot: a level and not a curve."""
     return all(len(track.rows) == 1 and not track.last.get("parameters") for track in tracks)
@@ -72,12 +63,11 @@ def curve(tracks: Sequence[Track], label: str, value: Callable[[Row], float | No
 
 def accuracy_curves(setting: Setting) -> list[Curve]:
     """Pooled test accuracy by round, a curve a method."""
-    return [
-        replace(
-            curve(tracks, method, lambda row: accuracy(row, "test")), level=untrained(tracks) and setting.rounds > 1
-        )
-        for method, tracks in setting.tracks.items()
-    ]
+    curves = []
+    for method, tracks in setting.tracks.items():
+        found = curve(tracks, method, lambda row: accuracy(row, "test"))
+        curves.append(replace(found, level=untrained(tracks) and setting.rounds > 1))
+    return curves
 
 
 def traffic_curves(setting: Setting) -> list[Curve]:
@@ -133,8 +123,8 @@ def client_accuracies(tracks: Sequence[Track]) -> dict[int, Measure]:
     found: dict[int, list[float]] = {}
     for track in tracks:
         for row in track.run.clients.get(track.key, ()):
-            if (percent := number(row.get("test_accuracy"))) is not None:
-                found.setdefault(int(row["client"]), []).append(percent)
+            if percent := row.get("test_accuracy"):  # a cell of text
+                found.setdefault(int(row["client"]), []).append(float(percent))
     return {client: value for client in sorted(found) if (value := measure(found[client]))}
 
 

@@ -7,7 +7,7 @@ The page is a pure function of the records: the same folders give the same bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
@@ -21,18 +21,18 @@ from feddlp.files import write_atomically
 from feddlp.names import printable
 from feddlp.records import RunFolder
 from feddlp.report import maps, results
-from feddlp.report.blocks import Section, joined
+from feddlp.report.blocks import Blocks, joined
 from feddlp.report.measures import finding
 from feddlp.report.paper_forms import PaperTable
 from feddlp.report.paper_page import paper_sections
 from feddlp.report.plots import Style
 from feddlp.report.series import Setting, group
 
-Builder = Callable[[Setting, str, results.Styles], Section]
-SECTIONS: tuple[Builder, ...] = (
-    results.accuracy, results.costs, results.curves, results.spread, maps.partition, maps.ranks, results.losses,
-    results.diagnostics, maps.setup,
-)  # fmt: skip
+SECTIONS: Mapping[str, Callable[[Setting, str, results.Styles], Blocks]] = {  # the page says what they are about
+    "accuracy": results.accuracy, "costs": results.costs, "curves": results.curves, "spread": results.spread,
+    "partition": maps.partition, "ranks": maps.ranks, "losses": results.losses, "diagnostics": results.diagnostics,
+    "setup": maps.setup,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Chapter:
     setting: Setting
     facts: tuple[tuple[str, str], ...]
     finding: tuple[str, ...]
-    sections: tuple[Section, ...]
+    sections: Mapping[str, Blocks]
 
 
 def write_report(runs: Sequence[RunFolder], target: Path, tables: Sequence[PaperTable] = ()) -> None:
@@ -88,7 +88,7 @@ def method_styles(settings: Sequence[Setting]) -> dict[str, Style]:
 
 
 def chapter(setting: Setting, prefix: str, styles: results.Styles) -> Chapter:
-    sections = tuple(build(setting, prefix, styles) for build in SECTIONS)
+    sections = {name: build(setting, prefix, styles) for name, build in SECTIONS.items()}
     return Chapter(prefix, setting.title or "Results", setting, facts(setting), tuple(finding(setting)), sections)
 
 

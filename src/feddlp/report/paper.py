@@ -12,31 +12,17 @@ runs; `report.paper_forms` holds what comes out and prints it. Where we differ f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from feddlp.report.latest import Row
-from feddlp.report.paper_forms import Cell, Line, PaperTable, Value, value_of
+from feddlp.report import paper_numbers as numbers
+from feddlp.report.paper_forms import Cell, Line, PaperTable
 from feddlp.report.paper_notes import notes
-from feddlp.report.paper_numbers import (
-    PAPER_DATASETS,
-    PAPER_METHODS,
-    Key,
-    Results,
-    Run,
-    common_target,
-    mean_of,
-    paper_row,
-    paper_value,
-    ratio,
-    reached,
-    read,
-    runs_of,
-    test_pooled,
-)  # fmt: skip
+from feddlp.report.paper_numbers import PAPER_DATASETS, PAPER_METHODS, Key, Results, Run
+from feddlp.report.readings import Measure, accuracy, measure
 
 
 class Need(NamedTuple):
@@ -51,7 +37,6 @@ class Need(NamedTuple):
 class Specification:
     """What a table compares."""
 
-    name: str
     title: str
     kind: Literal["accuracy", "spread", "ablation", "traffic", "curve"]
     betas: tuple[float, ...]
@@ -74,35 +59,39 @@ JUDGED = {"validation": "validation", "test": "test *"}
 BY_ROUND = {"round": "test accuracy"}
 PERCENTS = (10, 25, 50, 75, 100)  # of the rounds, in the table of Fig. 2
 
-TABLES: Mapping[str, Specification] = {
-    one.name: one
-    for one in (
-        Specification("table1", "Table I: pooled test accuracy, %, β = 0.1", "accuracy", (0.1,), BOTH, COMPARED),
-        Specification("table2", "Table II: pooled test accuracy, %, β = 0.01", "accuracy", (0.01,), BOTH, COMPARED),
-        Specification("table3", "Table III: test accuracy over clients, β = 0.1", "spread", (0.1,), BOTH, COMPARED),
-        Specification("table4", "Table IV: test accuracy over clients, β = 0.01", "spread", (0.01,), BOTH, COMPARED),
-        Specification(
-            "table5", "Table V: MiB per client to a target accuracy, text tower",
-            "traffic", (0.1, 0.01), ("text",), TRAFFIC, base="feddat",
-        ),
-        Specification(
-            "table6", "Table VI: MiB per client to a target accuracy, image tower",
-            "traffic", (0.1, 0.01), ("image",), TRAFFIC, base="flora",
-        ),
-        Specification(
-            "table7", "Table VII: combined or apart, pooled test accuracy, %, β = 0.1",
-            "ablation", (0.1,), BOTH, ABLATION,
-        ),
-        Specification(
-            "table8", "Table VIII: combined or apart, pooled test accuracy, %, β = 0.01",
-            "ablation", (0.01,), BOTH, ABLATION,
-        ),
-        Specification(
-            "fig2", "Fig. 2: LoRA and SoRA, local, image tower, pooled test accuracy, %, β = 0.1",
-            "curve", (0.1,), ("image",), ("local", "sora_local"),
-        ),
-    )
+TABLES = {
+    "table1": Specification("Table I: pooled test accuracy, %, β = 0.1", "accuracy", (0.1,), BOTH, COMPARED),
+    "table2": Specification("Table II: pooled test accuracy, %, β = 0.01", "accuracy", (0.01,), BOTH, COMPARED),
+    "table3": Specification("Table III: test accuracy over clients, β = 0.1", "spread", (0.1,), BOTH, COMPARED),
+    "table4": Specification("Table IV: test accuracy over clients, β = 0.01", "spread", (0.01,), BOTH, COMPARED),
+    "table5": Specification(
+        "Table V: MiB per client to a target accuracy, text tower",
+        "traffic", (0.1, 0.01), ("text",), TRAFFIC, "feddat",
+    ),
+    "table6": Specification(
+        "Table VI: MiB per client to a target accuracy, image tower",
+        "traffic", (0.1, 0.01), ("image",), TRAFFIC, "flora",
+    ),
+    "table7": Specification(
+        "Table VII: combined or apart, pooled test accuracy, %, β = 0.1", "ablation", (0.1,), BOTH, ABLATION
+    ),
+    "table8": Specification(
+        "Table VIII: combined or apart, pooled test accuracy, %, β = 0.01", "ablation", (0.01,), BOTH, ABLATION
+    ),
+    "fig2": Specification(
+        "Fig. 2: LoRA and SoRA, local, image tower, pooled test accuracy, %, β = 0.1",
+        "curve", (0.1,), ("image",), ("local", "sora_local"),
+    ),
 }  # fmt: skip
+METRICS = {  # in the rows, and in the paper's
+    "pooled_accuracy": ("pooled", "mean"),
+    "client_std": ("client_std", "std_over_clients"),
+    "client_lowest": ("client_lowest", "lowest"),
+}
+COMMON = (
+    "The target, where neither the paper nor you set one, is the highest whole percent that every run compared on that "
+    "data reaches on test data; it was set after the runs."
+)
 
 
 def needs(table: str) -> list[Need]:
@@ -124,17 +113,22 @@ def build(
             compared run on that data reaches on test data.
         deviations: what keeps runs with the paper's model and data from being comparable, for the notes.
     """
-    spec = TABLES[table]
-    wanted = set(needs(table))
-    runs = {key: runs_of(results, key) for key in results if Need(key.method, key.tower, key.beta) in wanted}
-    made, said = BUILDERS[spec.kind](Making(spec, runs, comparable, target))
-    return replace(made, notes=notes(made, runs, said, deviations))
+    spec, wanted = TABLES[table], set(needs(table))
+    runs = {
+        key: [rows for rows in found if rows]
+        for key, found in results.items()
+        if Need(key.method, key.tower, key.beta) in wanted
+    }
+    making = Making(table, spec, runs, comparable, target)
+    made = {"traffic": traffic, "curve": curve}.get(spec.kind, by_method)(making)
+    return replace(made, notes=notes(made, spec.kind, runs, deviations))
 
 
 @dataclass(frozen=True)
 class Making:
-    """What a builder of one kind of table works from."""
+    """What a table is made from."""
 
+    name: str
     spec: Specification
     runs: Mapping[Key, list[Run]]  # those of this table, each with at least one round
     comparable: bool
@@ -147,185 +141,134 @@ class Making:
         four = [name for name in PAPER_DATASETS if self.comparable or name in there or not there]
         return tuple(dict.fromkeys([*four, *there]))
 
-    @property
-    def rows(self) -> Iterator[tuple[str, str]]:
-        return product(self.spec.towers, self.spec.methods)
-
     def of(self, method: str, tower: str, dataset: str, beta: float) -> list[Run]:
         return self.runs.get(Key(method, tower, dataset, beta), [])
 
-    def paper(self, method: str, tower: str, column: str, name: str = "mean") -> Value | None:
-        """The paper's number in Tables I-IV, VII and VIII."""
-        if not self.comparable or method not in PAPER_METHODS:
-            return None
-        return paper_value(paper_row(self.spec.name, tower=tower, method=PAPER_METHODS[method]).get(column), name)
-
-    def paper_traffic(self, dataset: str, beta: float) -> dict[str, Any]:
-        """The paper's row in Tables V and VI."""
-        return paper_row(self.spec.name, dataset=dataset, beta=beta) if self.comparable else {}
+    def paper(self, cell: Cell, column: str, name: str = "mean") -> Cell:
+        """The cell with the paper's number in Tables I-IV, VII and VIII."""
+        if not self.comparable or cell.method not in PAPER_METHODS:
+            return cell
+        row = numbers.paper_row(self.name, tower=cell.tower, method=PAPER_METHODS[cell.method])
+        return replace(cell, paper=numbers.paper_value(row.get(column), name))
 
     def table(self, headings: Sequence[str], readings: Mapping[str, str], lines: Sequence[Line]) -> PaperTable:
-        name, title = self.spec.name, self.spec.title
-        return PaperTable(name, title, "method", tuple(headings), readings, list(readings)[-1], tuple(lines), ())
+        return PaperTable(self.name, self.spec.title, "method", tuple(headings), readings, tuple(lines))
 
 
-COMMON = (
-    "The target, where neither the paper nor you set one, is the highest whole percent that every run compared on that "
-    "data reaches on test data; it was set after the runs."
-)
-Made = tuple[PaperTable, Sequence[str]]
-
-
-def accuracy_cell(making: Making, method: str, tower: str, dataset: str) -> Cell:
-    (beta,) = making.spec.betas
-    ours = read(making.of(method, tower, dataset, beta), test_pooled)
-    return Cell(tower, method, dataset, beta, "pooled_accuracy", ours, making.paper(method, tower, dataset))
+def by_method(making: Making) -> PaperTable:
+    """Tables I-IV, VII and VIII: a line a tower and method, a column a data set."""
+    (beta,), kind, datasets = making.spec.betas, making.spec.kind, making.datasets
+    what = {"client_std": "std", "client_lowest": "lowest"} if kind == "spread" else {"pooled_accuracy": ""}
+    columns = list(product(datasets, what))
+    headings = [f"{dataset}\n{what[metric]}".strip() for dataset, metric in columns]
+    average = kind == "accuracy" and set(PAPER_DATASETS) <= set(datasets)
+    headings += ["average"] * average + ["sent (M)"] * (kind == "accuracy")
+    lines = []
+    for tower, method in product(making.spec.towers, making.spec.methods):
+        cells = []
+        for dataset, metric in columns:
+            ours, papers = METRICS[metric]
+            found = numbers.read(making.of(method, tower, dataset, beta), ours)
+            cells.append(making.paper(Cell(tower, method, dataset, beta, metric, found), dataset, papers))
+        if average:
+            cells.append(average_cell(making, cells))
+        if kind == "accuracy":
+            cells.append(sent_cell(making, method, tower, beta))
+        lines.append(Line(f"{tower} tower", LABELS[method].replace(", ", ",\n"), tuple(cells)))
+    return replace(making.table(headings, ACCURACY, lines), together=len(what))
 
 
 def average_cell(making: Making, cells: Sequence[Cell]) -> Cell:
     four = [cell.ours for cell in cells if cell.dataset in PAPER_DATASETS]
-    method, tower = cells[0].method, cells[0].tower
-    paper = making.paper(method, tower, "average")
-    return replace(cells[0], dataset="average", ours=mean_of(four) if len(four) == 4 else {}, paper=paper)
+    return making.paper(replace(cells[0], dataset="average", ours=numbers.mean_of(four)), "average")
 
 
-def sent_cell(making: Making, method: str, tower: str) -> Cell:
+def sent_cell(making: Making, method: str, tower: str, beta: float) -> Cell:
     """Parameters sent, in millions; the same for all data sets and readings."""
-    (beta,) = making.spec.betas
     runs = [rows for key, found in making.runs.items() if key[:2] == (method, tower) for rows in found]
-    sent = fmean(rows[-1]["parameters_sent"] for rows in runs) / 1e6 if runs else None
-    ours = {} if sent is None else dict.fromkeys(ACCURACY, Value(sent, None, len(runs), len(runs)))
-    paper = making.paper(method, tower, "params_millions")
-    return Cell(tower, method, "", beta, "parameters_sent_millions", ours, paper, decimals=3)
+    sent = fmean(rows[-1]["parameters_sent"] for rows in runs) / 1e6 if runs else 0
+    ours = dict.fromkeys(ACCURACY, Measure(sent, None, len(runs), len(runs))) if runs else {}
+    cell = Cell(tower, method, "", beta, "parameters_sent_millions", ours, decimals=3)
+    return making.paper(cell, "params_millions")
 
 
-def accuracy(making: Making) -> Made:
-    """Tables I and II, and without average and parameters Tables VII and VIII."""
-    whole = making.spec.kind == "accuracy"
-    average = whole and set(PAPER_DATASETS) <= set(making.datasets)
-    lines = []
-    for tower, method in making.rows:
-        cells = [accuracy_cell(making, method, tower, dataset) for dataset in making.datasets]
-        cells += [average_cell(making, cells)] * average + [sent_cell(making, method, tower)] * whole
-        lines.append(Line(f"{tower} tower", LABELS[method].replace(", ", ",\n"), tuple(cells)))
-    headings = [*making.datasets, *["average"] * average, *["sent (M)"] * whole]
-    return making.table(headings, ACCURACY, lines), ()
-
-
-def client_std(row: Row) -> float:
-    return float(row["test"]["client_std"])
-
-
-def client_lowest(row: Row) -> float:
-    return float(row["test"]["client_lowest"])
-
-
-SPREADS: tuple[tuple[str, str, Callable[[Row], float]], ...] = (
-    ("client_std", "std_over_clients", client_std),
-    ("client_lowest", "lowest", client_lowest),
-)
-
-
-def spread(making: Making) -> Made:
-    """Tables III and IV."""
-    (beta,) = making.spec.betas
-    lines = []
-    for tower, method in making.rows:
-        cells = []
-        for dataset, (metric, name, measure) in product(making.datasets, SPREADS):
-            ours = read(making.of(method, tower, dataset, beta), measure)
-            cells.append(Cell(tower, method, dataset, beta, metric, ours, making.paper(method, tower, dataset, name)))
-        lines.append(Line(f"{tower} tower", LABELS[method], tuple(cells)))
-    headings = [f"{dataset}\n{what}" for dataset in making.datasets for what in ("std", "lowest")]
-    return replace(making.table(headings, ACCURACY, lines), together=2), ()
-
-
-def traffic_cells(making: Making, dataset: str, beta: float, target: float | None) -> tuple[list[Cell], list[Cell]]:
-    """MiB and rounds to the target, a cell a method."""
-    (tower,) = making.spec.towers
-    mib: list[Cell] = []
-    rounds: list[Cell] = []
-    for method in making.spec.methods:
-        found = {} if target is None else reached(making.of(method, tower, dataset, beta), target)
-        for cells, index, metric, column in (
-            (mib, 0, "mib_to_target", "mebibytes"),
-            (rounds, 1, "rounds_to_target", "rounds"),
-        ):
-            ours = {reading: pair[index] for reading, pair in found.items()}
-            paper = paper_value(making.paper_traffic(dataset, beta).get(column, {}).get(PAPER_METHODS[method]))
-            cells.append(Cell(tower, method, dataset, beta, metric, ours, paper, target=target))
-    return mib, rounds
-
-
-def ratio_cell(cell: Cell, base: Cell) -> Cell:
-    """A method's MiB as a multiple of the base's; the paper's from its MiB too, as one of its ratios is misprinted."""
-    pairs = {reading: ratio(cell.ours[reading], base.ours[reading]) for reading in cell.ours if reading in base.ours}
-    ours = {reading: value for reading, value in pairs.items() if value}
-    paper = ratio(cell.paper, base.paper) if cell.paper and base.paper else None
-    return replace(cell, metric=f"mib_ratio_to_{base.method}", ours=ours, paper=paper)
-
-
-def traffic_target(making: Making, dataset: str, beta: float) -> tuple[float | None, str]:
-    """The target in % and, where it is not the paper's, how it was set."""
-    if entry := making.paper_traffic(dataset, beta):
-        return float(entry["target_percent"]), ""
-    if making.target is not None:
-        return making.target, f"The target is {making.target:g} %, as asked for, where the paper has none."
-    (tower,) = making.spec.towers
-    found = common_target([rows for method in making.spec.methods for rows in making.of(method, tower, dataset, beta)])
-    return found, "" if found is None else COMMON
-
-
-def traffic(making: Making) -> Made:
-    """Tables V and VI."""
-    lines, every, said = [], [], []
-    base = making.spec.methods.index(making.spec.base)
+def traffic(making: Making) -> PaperTable:
+    """Tables V and VI: MiB and, in the CSV alone, rounds to the target; and MiB as multiples of one method's."""
+    (tower,), methods = making.spec.towers, making.spec.methods
+    base = methods.index(making.spec.base)
+    lines, every = [], []
+    said: dict[str, None] = {}
     for dataset, beta in product(making.datasets, making.spec.betas):
-        target, how = traffic_target(making, dataset, beta)
-        mib, rounds = traffic_cells(making, dataset, beta, target)
+        row = numbers.paper_row(making.name, dataset=dataset, beta=beta) if making.comparable else {}
+        runs = {method: making.of(method, tower, dataset, beta) for method in methods}
+        target, how = traffic_target(making, row, list(runs.values()))
+        found = {method: {} if target is None else numbers.reached(runs[method], target) for method in methods}
+        mib, rounds = (
+            [
+                Cell(
+                    tower, method, dataset, beta, metric,
+                    {reading: pair[index] for reading, pair in found[method].items()},
+                    numbers.paper_value(row.get(column, {}).get(PAPER_METHODS[method])), target=target,
+                )
+                for method in methods
+            ]
+            for index, (metric, column) in enumerate(TO_TARGET.items())
+        )  # fmt: skip
         cells = (*mib, *(ratio_cell(cell, mib[base]) for cell in mib if cell is not mib[base]))
         goal = "" if target is None else f"\nto {target:g} %"
         lines.append(Line("", f"{dataset}, β {beta:g}{goal}", cells))
         every += [*cells, *rounds]
-        said += [how] * bool(how)
-    labels = [LABELS[method] for method in making.spec.methods]
+        said[how] = None
+    labels = [LABELS[method] for method in methods]
     headings = [*labels, *(f"{label}\n÷ {labels[base]}" for label in labels if label != labels[base])]
-    made = making.table(headings, JUDGED, lines)
-    return replace(made, corner="data, target", every=tuple(every)), tuple(dict.fromkeys(said))
+    table = making.table(headings, JUDGED, lines)
+    return replace(table, corner="data, target", every=tuple(every), notes=tuple(filter(None, said)))
 
 
-def curve_cell(making: Making, method: str, dataset: str, number: int) -> Cell:
-    (beta,), (tower,) = making.spec.betas, making.spec.towers
-    by_round = [{row["round"]: test_pooled(row) for row in rows} for rows in making.of(method, tower, dataset, beta)]
-    value = value_of([accuracies.get(number) for accuracies in by_round])
-    ours = {"round": value} if value and value.seeds else {}
-    return Cell(tower, method, dataset, beta, "pooled_accuracy", ours, round=number)
+TO_TARGET = {"mib_to_target": "mebibytes", "rounds_to_target": "rounds"}  # as in the paper's rows
 
 
-def last_round(making: Making, dataset: str) -> int:
-    runs = [rows for key, found in making.runs.items() if key.dataset == dataset for rows in found]
-    return max((int(rows[-1]["round"]) for rows in runs), default=0)
+def traffic_target(making: Making, row: Mapping[str, float], runs: Sequence[Sequence[Run]]) -> tuple[float | None, str]:
+    """The target in % and, where it is not the paper's, how it was set."""
+    if row:
+        return float(row["target_percent"]), ""
+    if making.target is not None:
+        return making.target, f"The target is {making.target:g} %, as asked for, where the paper has none."
+    found = numbers.common_target([rows for one in runs for rows in one])
+    return found, "" if found is None else COMMON
 
 
-def curve(making: Making) -> Made:
+def ratio_cell(cell: Cell, base: Cell) -> Cell:
+    """A method's MiB as a multiple of the base's; the paper's from its MiB too, as one of its ratios is misprinted."""
+    pairs = {
+        reading: numbers.ratio(cell.ours[reading], base.ours[reading]) for reading in cell.ours if reading in base.ours
+    }
+    ours = {reading: value for reading, value in pairs.items() if value}
+    paper = numbers.ratio(cell.paper, base.paper) if cell.paper and base.paper else None
+    return replace(cell, metric=f"mib_ratio_to_{base.method}", ours=ours, paper=paper)
+
+
+def curve(making: Making) -> PaperTable:
     """Fig. 2 as numbers: a few rounds to look at, and every round in the CSV."""
-    lines: list[Line] = []
-    every: list[Cell] = []
-    for dataset in [name for name in making.datasets if last_round(making, name)] or ["flowers"]:
-        last = last_round(making, dataset)
-        rounds = [1, *(max(1, math.ceil(percent * last / 100)) for percent in PERCENTS)]
+    (beta,), (tower,) = making.spec.betas, making.spec.towers
+    last: dict[str, int] = {}
+    for key, runs in making.runs.items():
+        last[key.dataset] = max([last.get(key.dataset, 0), *(int(rows[-1]["round"]) for rows in runs)])
+    lines, every = [], []
+    for dataset in [name for name in making.datasets if last.get(name)] or ["flowers"]:
+        end = last.get(dataset, 0)
+        rounds = [1, *(max(1, math.ceil(percent * end / 100)) for percent in PERCENTS)]
         for method in making.spec.methods:
-            cells = tuple(curve_cell(making, method, dataset, number) for number in rounds)
-            lines.append(Line(f"{dataset}, {last} rounds", LABELS[method], cells))
-            every += [curve_cell(making, method, dataset, number) for number in range(1, last + 1)]
+            by_round = [
+                {row["round"]: accuracy(row, "test") for row in rows}
+                for rows in making.of(method, tower, dataset, beta)
+            ]
+            cells = {}
+            for number in {*rounds, *range(1, end + 1)}:
+                value = measure(accuracies.get(number) for accuracies in by_round)
+                ours = {"round": value} if value else {}
+                cells[number] = Cell(tower, method, dataset, beta, "pooled_accuracy", ours, round=number)
+            lines.append(Line(f"{dataset}, {end} rounds", LABELS[method], tuple(cells[number] for number in rounds)))
+            every += [cells[number] for number in range(1, end + 1)]
     headings = ["round 1", *(f"{percent} % of\nrounds" for percent in PERCENTS)]
-    return replace(making.table(headings, BY_ROUND, lines), every=tuple(every)), ()
-
-
-BUILDERS: Mapping[str, Callable[[Making], Made]] = {
-    "accuracy": accuracy,
-    "ablation": accuracy,
-    "spread": spread,
-    "traffic": traffic,
-    "curve": curve,
-}
+    return replace(making.table(headings, BY_ROUND, lines), every=tuple(every))

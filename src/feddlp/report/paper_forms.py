@@ -15,25 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from feddlp import names
-from feddlp.report.readings import measure
+from feddlp.report import readings
+from feddlp.report.readings import Measure
 from feddlp.report.tables import text_table
 
 Which = Literal["final", "validation_chosen", "best_test"]
 WIDTH = 100
+PAPER = "paper *"
 COLUMNS = (
     "table", "tower", "method", "dataset", "beta", "metric", "which", "ours_mean", "ours_std", "seeds",
     "paper_mean", "paper_std", "runs", "target", "round",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number over seeds; std is the sample's (ddof 1) and None for fewer than two."""
-
-    mean: float | None  # None: no run has it, for example a target that was never reached
-    std: float | None = None
-    seeds: int = 1  # that have a value
-    runs: int = 1  # all
 
 
 @dataclass(frozen=True)
@@ -45,8 +37,8 @@ class Cell:
     dataset: str  # "average": over the paper's four; "": the same for all
     beta: float
     metric: str
-    ours: Mapping[str, Value] = field(default_factory=dict)  # by reading; not run: empty
-    paper: Value | None = None
+    ours: Mapping[str, Measure] = field(default_factory=dict)  # by reading; not run: empty; count 0: not reached
+    paper: Measure | None = None
     decimals: int = 2
     target: float | None = None  # %
     round: int | None = None
@@ -69,10 +61,9 @@ class PaperTable:
     title: str
     corner: str  # the heading above the labels
     headings: tuple[str, ...]
-    readings: Mapping[str, str]  # key in Cell.ours -> name in the text, in order
-    comparable: str  # the reading that the paper prints
+    readings: Mapping[str, str]  # key in Cell.ours -> name in the text; the paper prints the last
     lines: tuple[Line, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     together: int = 1  # so many neighbouring columns are never torn apart
     every: tuple[Cell, ...] = ()  # what the CSV holds where that is more than what is shown
 
@@ -84,73 +75,70 @@ class PaperTable:
     def has_paper(self) -> bool:
         return any(cell.paper for cell in self.cells)
 
+    @property
+    def comparable(self) -> str:
+        """The reading that the paper prints."""
+        return list(self.readings)[-1]
 
-def value_of(values: Sequence[float | None]) -> Value | None:
-    """One value a run, None where a run has none, as a cell; None without a run."""
-    if not values:
-        return None
-    found = measure(values)
-    return Value(found.mean, found.std, found.count, len(values)) if found else Value(None, None, 0, len(values))
+    @property
+    def named(self) -> bool:
+        """Whether what a number is must be said."""
+        return len(self.readings) > 1
+
+    def sections(self) -> Iterator[tuple[str, list[Line]]]:
+        """The title of each block, and its lines."""
+        for section in dict.fromkeys(line.section for line in self.lines):
+            title = f"{self.title}; {section}" if section else self.title
+            yield title, [line for line in self.lines if line.section == section]
 
 
-def shown(value: Value | None, decimals: int = 2) -> str:
+def shown(value: Measure | None, decimals: int = 2) -> str:
     """Such as 91.20±0.31; (2/3) says that 2 of 3 seeds have a value, and - that nothing was run."""
     if value is None:
         return "-"
-    if value.mean is None:
+    if not value.count:
         return "not reached"
-    spread = "" if value.std is None else f"±{value.std:.{decimals}f}"
-    partial = f" ({value.seeds}/{value.runs})" if value.seeds < value.runs else ""
-    return f"{value.mean:.{decimals}f}{spread}{partial}"
+    partial = f" ({value.count}/{value.runs})" if value.count < value.runs else ""
+    return readings.shown(value, decimals).replace(" ± ", "±").replace(",", "") + partial
 
 
-def shown_readings(table: PaperTable, which: Which | None) -> tuple[str, ...]:
-    """All readings, or the chosen one; where the paper has a number, always the one comparable with it, last."""
-    chosen: list[str] = [which] if which and which in table.readings else list(table.readings)
+def line_rows(table: PaperTable, line: Line, which: Which | None = None) -> dict[str, list[str]]:
+    """What the numbers of a line are -> the numbers: all readings or the chosen one, and the paper's.
+
+    Where the table has numbers of the paper, the reading that is comparable with them is always there, and last.
+    """
+    chosen = [which] if which and which in table.readings else list(table.readings)
     beside = [table.comparable] if table.has_paper else []
-    return tuple(dict.fromkeys([name for name in chosen if name not in beside] + beside))
+    order = dict.fromkeys([*(name for name in chosen if name not in beside), *beside])
+    rows = {table.readings[name]: [shown(cell.ours.get(name), cell.decimals) for cell in line.cells] for name in order}
+    papers = {PAPER: [shown(cell.paper, cell.decimals) for cell in line.cells]}
+    return rows | papers if any(cell.paper for cell in line.cells) else rows
 
 
-def line_texts(table: PaperTable, line: Line, readings: Sequence[str]) -> list[str]:
+def line_texts(table: PaperTable, line: Line, which: Which | None) -> list[str]:
     """A line's numbers, one below the other, and before them what they are, unless all have one reading."""
-    paper = any(cell.paper for cell in line.cells)
-    names = [table.readings[reading] for reading in readings] + ["paper *"] * paper
-    numbers = [[*(cell.ours.get(reading) for reading in readings), *[cell.paper] * paper] for cell in line.cells]
-    columns = zip(numbers, line.cells, strict=True)
-    texts = ["\n".join(shown(number, cell.decimals) for number in column) for column, cell in columns]
-    return [line.label, *["\n".join(names)] * (len(table.readings) > 1), *texts]
+    rows = line_rows(table, line, which)
+    texts = ["\n".join(column) for column in zip(*rows.values(), strict=True)]
+    return [line.label, *["\n".join(rows)] * table.named, *texts]
 
 
-def fits(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether `text_table` stays within the width: each column takes its widest line and three characters more."""
-    columns = zip(headings, *rows, strict=True)
-    return sum(max(len(line) for text in column for line in text.split("\n")) + 3 for column in columns) < width
-
-
-def split(table: PaperTable, headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns of as few tables as fit, evenly; those before the table's own headings stand in each."""
-    first = len(headings) - len(table.headings)
-    units = [
-        list(range(start, min(start + table.together, len(headings))))
-        for start in range(first, len(headings), table.together)
-    ]
-    parts: list[list[int]] = []
+def block(table: PaperTable, title: str, lines: Sequence[Line], which: Which | None, width: int) -> list[Table]:
+    """A block of a table in as few parts as fit the width, evenly; labels and readings stand in each."""
+    headings = [table.corner, *[""] * table.named, *table.headings]
+    rows = [line_texts(table, line, which) for line in lines]
+    first, step = len(headings) - len(table.headings), table.together
+    units = [range(start, min(start + step, len(headings))) for start in range(first, len(headings), step)]
+    parts: list[Table] = []
     for count in range(1, len(units) + 1):
         bounds = [round(index * len(units) / count) for index in range(count + 1)]
-        chunks = [chain.from_iterable(units[low:high]) for low, high in pairwise(bounds)]
-        parts = [[*range(first), *chunk] for chunk in chunks]
-        if all(fits([headings[i] for i in part], [[row[i] for i in part] for row in rows], width) for part in parts):
+        columns = [[*range(first), *chain(*units[low:high])] for low, high in pairwise(bounds)]
+        parts = [
+            text_table(title, [headings[i] for i in part], [[row[i] for i in part] for row in rows], "")
+            for part in columns
+        ]
+        if all((part.width or 0) <= width for part in parts):
             break
     return parts
-
-
-def section_tables(table: PaperTable, section: str, readings: Sequence[str], width: int) -> Iterator[Table]:
-    """One block of the table, in as many parts as its width needs."""
-    headings = [table.corner, *[""] * (len(table.readings) > 1), *table.headings]
-    rows = [line_texts(table, line, readings) for line in table.lines if line.section == section]
-    title = f"{table.title}; {section}" if section else table.title
-    for part in split(table, headings, rows, width):
-        yield text_table(title, [headings[i] for i in part], [[row[i] for i in part] for row in rows], "")
 
 
 def text(table: PaperTable, which: Which | None = None, width: int = WIDTH) -> list[Table | Text]:
@@ -159,30 +147,21 @@ def text(table: PaperTable, which: Which | None = None, width: int = WIDTH) -> l
     Args:
         which: the reading to show; None shows all. The paper's number stands below the reading it can be compared with.
     """
-    readings = shown_readings(table, which)
-    sections = dict.fromkeys(line.section for line in table.lines)
-    tables = [part for section in sections for part in section_tables(table, section, readings, width)]
-    return [*tables, Text("".join(f"- {note}\n" for note in table.notes))]
+    blocks = [part for title, lines in table.sections() for part in block(table, title, lines, which, width)]
+    return [*blocks, Text("".join(f"- {note}\n" for note in table.notes))]
 
 
-def csv_rows(table: PaperTable) -> Iterator[dict[str, object]]:
+def csv_rows(table: PaperTable) -> Iterator[tuple[object, ...]]:
     """One row a cell and reading that holds a number, ours or the paper's; None is left empty."""
-    nothing = Value(None, None, 0, 0)
     for cell in table.cells:
         for reading in table.readings:
-            paper = cell.paper if reading == table.comparable else None
-            if reading not in cell.ours and paper is None:
-                continue
-            ours = cell.ours.get(reading, nothing)
-            numbers = (
-                ours.mean,
-                ours.std,
-                ours.seeds,
-                *((paper.mean, paper.std) if paper else (None, None)),
-                ours.runs,
-            )
-            address = (table.name, cell.tower, cell.method, cell.dataset, cell.beta, cell.metric, reading)
-            yield dict(zip(COLUMNS, (*address, *numbers, cell.target, cell.round), strict=True))
+            ours, paper = cell.ours.get(reading), cell.paper if reading == table.comparable else None
+            if ours or paper:
+                address = (table.name, cell.tower, cell.method, cell.dataset, cell.beta, cell.metric, reading)
+                numbers = (ours.mean, ours.std) if ours and ours.count else (None, None)
+                papers = (paper.mean, paper.std) if paper else (None, None)
+                seeds, runs = (ours.count, ours.runs) if ours else (0, 0)
+                yield (*address, *numbers, seeds, *papers, runs, cell.target, cell.round)
 
 
 def csv_text(tables: Iterable[PaperTable]) -> str:
@@ -191,5 +170,4 @@ def csv_text(tables: Iterable[PaperTable]) -> str:
     `which` is a reading; in Tables V and VI it is what the target was judged on (test, validation), in Fig. 2 "round".
     `seeds` have a value, of `runs` in all; columns that do not apply are empty.
     """
-    rows = (tuple(row.values()) for table in tables for row in csv_rows(table))
-    return names.csv_text([COLUMNS, *rows])
+    return names.csv_text([COLUMNS, *(row for table in tables for row in csv_rows(table))])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from feddlp.records import RunFolder
 from feddlp.report.paper_forms import PaperTable
 from feddlp.report.paper_numbers import Key, Run, paper
+from feddlp.report.series import read_config
 
 READINGS = (
     "final: last round; chosen: test accuracy in the round with the best pooled validation accuracy; best *: best test "
@@ -45,16 +48,12 @@ CURVE = (
     "Pooled test accuracy by round; both methods have rank 2, are trained locally and never communicate. The paper has "
     "a drawing (Flowers) and no numbers, its best rounds and hyper-parameters were picked on the test set."
 )
-BY_TABLE = {
-    "table1": (READINGS, AVERAGE, PICKED_ON_TEST, LOCAL),
-    "table2": (READINGS, AVERAGE, PICKED_ON_TEST, LOCAL),
-    "table3": (READINGS, SPREAD, PICKED_ON_TEST, LOCAL),
-    "table4": (READINGS, SPREAD, PICKED_ON_TEST, LOCAL),
-    "table5": (TRAFFIC, RATIOS),
-    "table6": (TRAFFIC, RATIOS),
-    "table7": (READINGS, ABLATION, PICKED_ON_TEST),
-    "table8": (READINGS, ABLATION, PICKED_ON_TEST),
-    "fig2": (CURVE, LOCAL),
+BY_KIND = {
+    "accuracy": (READINGS, AVERAGE, PICKED_ON_TEST, LOCAL),
+    "spread": (READINGS, SPREAD, PICKED_ON_TEST, LOCAL),
+    "traffic": (TRAFFIC, RATIOS),
+    "ablation": (READINGS, ABLATION, PICKED_ON_TEST),
+    "curve": (CURVE, LOCAL),
 }
 PROTOCOL = (
     "Protocols differ. Ours by default: loss class_ce, the published soft threshold, 100 rounds, and a tenth of each "
@@ -67,26 +66,36 @@ LEFT_OUT = (
 )
 
 
-def notes(
-    table: PaperTable, runs: Mapping[Key, Sequence[Run]], said: Sequence[str] = (), deviations: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """All notes of a table.
+PARTITION: Mapping[str, Any] = {
+    "data.clients": 10, "data.partition": "dirichlet", "data.test_set": "own", "data.test_share": 0.25,
+    "data.newcomers": 0, "training.participation": 1, "training.report_rate": 1,
+}  # fmt: skip
+
+
+def deviations(runs: Sequence[RunFolder]) -> tuple[str, ...]:
+    """Where a run does not follow the paper's partition, in words; only if all do may its numbers stand beside ours."""
+    configs = [read_config(run.config)[1] for run in runs]
+    found = [
+        f"{key} = {config.get(key, 'not recorded')} (the paper: {papers})"
+        for key, papers in PARTITION.items()
+        for config in configs
+        if config.get(key) != papers
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def notes(table: PaperTable, kind: str, runs: Mapping[Key, Sequence[Run]], differing: Sequence[str]) -> tuple[str, ...]:
+    """All notes of a table, among them those that its making left.
 
     Args:
         runs: those that it is made of.
-        said: what its making has to say.
-        deviations: where the runs do not follow the paper's partition, although model and data are the paper's.
+        differing: `deviations` of runs with the paper's model and data.
     """
     errata = [f"Erratum of the paper: {text}" for text in paper()["errata"].get(table.name, ())]
-    beside = [PROTOCOL, *errata] if table.has_paper else [] if table.name == "fig2" else [left_out(deviations)]
-    return (*BY_TABLE[table.name], *beside, *said, *seed_notes(runs), *length_notes(runs))
-
-
-def left_out(deviations: Sequence[str]) -> str:
-    """Why the paper's numbers are not shown."""
-    if not deviations:
-        return LEFT_OUT
-    return f"The paper's numbers are left out: these runs do not follow its partition. {', '.join(deviations)}."
+    why = f"The paper's numbers are left out: these runs do not follow its partition. {', '.join(differing)}."
+    absent = [] if kind == "curve" else [why if differing else LEFT_OUT]  # of the curve it has none
+    beside = [PROTOCOL, *errata] if table.has_paper else absent
+    return (*BY_KIND[kind], *beside, *table.notes, *seed_notes(runs), *length_notes(runs))
 
 
 def named(key: Key) -> str:

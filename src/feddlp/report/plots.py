@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
@@ -34,7 +35,7 @@ SHAPES = (  # the same, for the legend, about the middle of a box of 34 x 14
     "M15.5 2.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z", "M13 5l2-2 2 2 2-2 2 2-2 2 2 2-2 2-2-2-2 2-2-2 2-2z",
     "M17 1.5l1.5 3.7 4 .3-3.1 2.5 1 3.9L17 9.800l-3.400 2.100 1-3.900L11.500 5.500l4-.3z",
 )  # fmt: skip
-DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1.2), (5, 1.2, 1, 1.2))
+DASHES: tuple[tuple[float, ...] | None, ...] = (None, (4, 1.5), (1, 1.2), (5, 1.2, 1, 1.2))
 WIDTH = 1.8
 HEADROOM = 2500  # cells up to which a gap is drawn between them
 
@@ -53,23 +54,23 @@ class Style:
     def marker(self) -> str:
         return MARKERS[self.index % 8]
 
-    def dash(self, line: int = 0) -> tuple[float, ...]:
+    def dash(self, line: int = 0) -> tuple[float, ...] | None:
         return DASHES[(self.index + self.index // 8 + line) % 4]
 
-    def swatch(self, line: int | None = 0, marker: bool = True) -> str:
+    def swatch(self, line: int | None = 0, marker: bool = True) -> Markup:
         """A piece of the line for the legend, as SVG; line None is the marker alone."""
-        dashes = " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0)) or "none"
-        shape = f'<path d="{SHAPES[self.index % 8]}" style="fill:var(--c{self.index % 8})"/>' if marker else ""
-        return (
-            '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-            + (
-                f'<path d="M0 7H34" style="fill:none;stroke:var(--c{self.index % 8});stroke-width:{WIDTH};'
-                f'stroke-dasharray:{dashes}"/>'
-                if line is not None
-                else ""
-            )
-            + f"{shape}</svg>"
-        )
+        fill = f"var(--c{self.index % 8})"
+        dashes = " ".join(f"{length * WIDTH:g}" for length in self.dash(line or 0) or ())
+        look = f"fill:none;stroke:{fill};stroke-width:{WIDTH};stroke-dasharray:{dashes or 'none'}"
+        parts = [f'<path d="M0 7H34" style="{look}"/>'] if line is not None else []
+        parts += [f'<path d="{SHAPES[self.index % 8]}" style="fill:{fill}"/>'] if marker else []
+        return swatch("".join(parts))
+
+
+def swatch(content: str) -> Markup:
+    """A small drawing for the legend."""
+    box = '<svg class="swatch" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
+    return Markup(f"{box}{content}</svg>")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Scale:
 
     def level(self, value: float) -> int:
         return bisect_right(self.starts, value)
+
+    def shade(self, level: int) -> str:
+        """One of the page's shades: the highest level has the strongest, h7, however many there are."""
+        levels = len(self.starts)
+        return f"h{7 if levels == 1 else 1 + round((level - 1) * 6 / (levels - 1))}" if level else "cell"
 
     def labels(self) -> list[str]:
         """What each level holds, level 0 first; whole numbers."""
@@ -131,8 +137,8 @@ def plain(text: str, length: int = 28) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def finish(figure: Figure, prefix: str, caption: str, least: float) -> str:
-    """The drawing as an <svg> element named by the element `caption`; never narrower than `least` pixels."""
+def finish(figure: Figure, prefix: str, least: float) -> Markup:
+    """The drawing as an <svg> element named by its caption; never narrower than `least` pixels."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
@@ -140,28 +146,23 @@ def finish(figure: Figure, prefix: str, caption: str, least: float) -> str:
     clean(root, prefix)
     width = float(box.split()[2])
     root.attrib = {
-        "class": "plot", "role": "img", "aria-labelledby": caption, "viewBox": box,
+        "class": "plot", "role": "img", "aria-labelledby": f"{prefix}-caption", "viewBox": box,
         "style": f"min-width:{least:.0f}px;max-width:{width:.0f}px",
     }  # fmt: skip
-    return ET.tostring(root, encoding="unicode")
+    return Markup(ET.tostring(root, encoding="unicode"))
 
 
 def clean(root: ET.Element, prefix: str) -> None:
     """Drop metadata, style sheets and unused ids; shorten numbers; put the page's colours in; make ids unique."""
     used = set(re.findall(r"#([\w.]+)", " ".join(value for node in root.iter() for value in node.attrib.values())))
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        parent.tail = None
-        if parent.tag != "text":
-            parent.text = None
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-        parent.attrib = {
-            key.rpartition("}")[2]: tidy(key.rpartition("}")[2], value, prefix)
-            for key, value in parent.attrib.items()
-            if key != "id" or value in used
-        }
+    for node in list(root.iter()):
+        for child in [child for child in node if child.tag.endswith(("}metadata", "}style"))]:
+            node.remove(child)
+        node.tag, node.tail = node.tag.rpartition("}")[2], None
+        if node.tag != "text":
+            node.text = None
+        attributes = {key.rpartition("}")[2]: value for key, value in node.attrib.items()}
+        node.attrib = {k: tidy(k, value, prefix) for k, value in attributes.items() if k != "id" or value in used}
 
 
 def tidy(key: str, value: str, prefix: str) -> str:
@@ -180,7 +181,7 @@ def tidy(key: str, value: str, prefix: str) -> str:
 def draw_curve(axes: Axes, curve: Curve, style: Style, ends: tuple[float, float]) -> None:
     """A line with its band; a single point is a level all across the plot."""
     x, y = [x for x, _ in curve.points], [value.mean for _, value in curve.points]
-    line = {"color": style.colour, "linewidth": WIDTH, "linestyle": linestyle(style.dash(curve.dash))}
+    line: Any = {"color": style.colour, "linewidth": WIDTH, "linestyle": (0, style.dash(curve.dash))}
     if curve.level:
         axes.plot(ends, y[:1] * 2, **line)
         x, y, bands = list(ends), y[:1] * 2, [curve.points[0][1].std] * 2
@@ -193,14 +194,10 @@ def draw_curve(axes: Axes, curve: Curve, style: Style, ends: tuple[float, float]
         axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
 
-def linestyle(dash: tuple[float, ...]) -> Any:
-    return (0, dash) if dash else "-"
-
-
 def lines(
-    curves: Sequence[Curve], styles: Mapping[str, Style], x_label: str, y_label: str, prefix: str, caption: str,
+    curves: Sequence[Curve], styles: Mapping[str, Style], x_label: str, y_label: str, prefix: str,
     whole: bool = True, log: bool = False, wide: bool = False,
-) -> str:  # fmt: skip
+) -> Markup:  # fmt: skip
     """Curves with bands of ± one standard deviation over seeds."""
     with drawing():
         figure, axes = canvas(760 if wide else 540, 330)
@@ -222,12 +219,10 @@ def lines(
             axes.set_xticks(across[:1])
         elif whole:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return finish(figure, prefix, caption, 560 if wide else 440)
+        return finish(figure, prefix, 560 if wide else 440)
 
 
-def dots(
-    groups: Mapping[str, Mapping[int, Measure]], styles: Mapping[str, Style], x_label: str, prefix: str, caption: str
-) -> str:
+def dots(groups: Mapping[str, Mapping[int, Measure]], styles: Mapping[str, Style], x_label: str, prefix: str) -> Markup:
     """A row per method: a dot per client, spread a little so that equal ones stay apart, and a bar at the mean."""
     with drawing():
         figure, axes = canvas(760, 70 + 46 * len(groups))
@@ -241,15 +236,15 @@ def dots(
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
-        return finish(figure, prefix, caption, 560)
+        return finish(figure, prefix, 560)
 
 
 def heat_map(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], levels: Scale,
-    labels: tuple[str, str], prefix: str, caption: str,
-) -> str:  # fmt: skip
+    x_label: str, prefix: str,
+) -> Markup:  # fmt: skip
     """A cell per row and column, shaded by level; numbers stand in the cells where there is room."""
-    height, width = cell_sizes(len(rows), len(columns))
+    height, width = 26 if len(rows) <= 12 else 18 if len(rows) <= 40 else 12, max(9.0, min(46.0, 900 / len(columns)))
     left = 30 + 6.4 * max(len(plain(name)) for name in rows)
     top = 40 + 6.4 * max(len(plain(name)) for name in columns)
     with drawing():
@@ -257,20 +252,13 @@ def heat_map(
         grid = np.asarray([[levels.level(value) for value in row] for row in values])
         axes.add_patch(Rectangle((0, 0), len(columns), len(rows), facecolor=colour("cell"), linewidth=0))
         for level in range(1, len(levels.starts) + 1):
-            shade(axes, grid == level, colour(f"h{level_colour(level, len(levels.starts))}"))
+            shade(axes, grid == level, colour(levels.shade(level)))
         if len(columns) <= 20 and len(rows) <= 40:
-            write_numbers(axes, values, grid, len(levels.starts))
-        frame(axes, rows, columns, labels, (height, width))
-        return finish(figure, prefix, caption, min(left + width * len(columns), 1060) * 0.9)
-
-
-def cell_sizes(rows: int, columns: int) -> tuple[float, float]:
-    return (26 if rows <= 12 else 18 if rows <= 40 else 12), max(9.0, min(46.0, 900 / columns))
-
-
-def level_colour(level: int, levels: int) -> int:
-    """1 .. 7 of the page's shades: the highest level is the strongest, however many there are."""
-    return 7 if levels == 1 else 1 + round((level - 1) * 6 / (levels - 1))
+            for y, x in np.argwhere(grid).tolist():
+                ink = colour("on-h" if levels.shade(grid[y, x]) in ("h5", "h6", "h7") else "ink")
+                axes.text(x + 0.5, y + 0.5, f"{values[y][x]:g}", ha="center", va="center", fontsize=10.5, color=ink)
+        frame(axes, rows, columns, x_label, (height, width))
+        return finish(figure, prefix, min(left + width * len(columns), 1060) * 0.9)
 
 
 def shade(axes: Axes, cells: Any, fill: str) -> None:
@@ -292,17 +280,7 @@ def shade(axes: Axes, cells: Any, fill: str) -> None:
     axes.add_patch(PathPatch(Path(np.concatenate(boxes), codes), facecolor=fill, linewidth=0))
 
 
-def write_numbers(axes: Axes, values: Sequence[Sequence[float]], grid: Any, levels: int) -> None:
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            if value:
-                ink = "on-h" if level_colour(int(grid[y, x]), levels) >= 5 else "ink"
-                axes.text(x + 0.5, y + 0.5, f"{value:g}", ha="center", va="center", fontsize=10.5, color=colour(ink))
-
-
-def frame(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str], size: tuple[float, float]
-) -> None:
+def frame(axes: Axes, rows: Sequence[str], columns: Sequence[str], x_label: str, size: tuple[float, float]) -> None:
     """Names along the top and the left, the first row on top."""
     short = max(len(plain(name)) for name in columns) <= 3 and size[1] >= 20
     axes.set_xlim(0, len(columns))
@@ -315,5 +293,4 @@ def frame(
     axes.tick_params(axis="x", length=0, labelsize=min(11, size[1]), rotation=0 if short else 90)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    axes.set_ylabel(labels[0])
-    axes.set_xlabel(labels[1])
+    axes.set_xlabel(x_label)

@@ -18,11 +18,12 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean over seeds; std is None where there is one seed."""
+    """A mean over seeds; std is the sample's, and None for fewer than two."""
 
     mean: float
-    std: float | None
-    count: int
+    std: float | None = None
+    count: int = 1  # seeds that have a value
+    runs: int = 1  # all
 
 
 class Picked(NamedTuple):
@@ -35,12 +36,14 @@ class Picked(NamedTuple):
 
 def measure(values: Iterable[float | None]) -> Measure | None:
     """Mean and sample standard deviation of what is known, the same in any order; None without a value."""
-    known = [float(value) for value in values if value is not None]
+    every = list(values)
+    known = [float(value) for value in every if value is not None]
     if not known:
         return None
     mean = math.fsum(known) / len(known)
     squares = math.fsum((value - mean) ** 2 for value in known)
-    return Measure(mean, math.sqrt(squares / (len(known) - 1)) if len(known) > 1 else None, len(known))
+    std = math.sqrt(squares / (len(known) - 1)) if len(known) > 1 else None
+    return Measure(mean, std, len(known), len(every))
 
 
 def shown(value: Measure | None, digits: int = 2) -> str:

@@ -44,13 +44,8 @@ class Run:
     @property
     def tables(self) -> dict[str, dict[str, Any]]:
         """Hyper-parameters by method."""
-        found: dict[str, dict[str, Any]] = {}
-        for key, value in self.config.items():
-            section, _, rest = key.partition(".")
-            name, _, option = rest.partition(".")
-            if section == "method" and option:
-                found.setdefault(name, {})[option] = value
-        return found
+        tables = tomllib.loads(self.toml).get("method", {})
+        return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
     @property
     def rates(self) -> dict[str, Row]:
@@ -155,14 +150,6 @@ def by_key(rows: Sequence[Row]) -> dict[Key, tuple[Row, ...]]:
     for row in rows:
         found.setdefault((row["method"], row.get("seed", 0)), {})[row["round"]] = row
     return {key: tuple(rounds[number] for number in sorted(rounds)) for key, rounds in found.items()}
-
-
-def number(text: Any) -> float | None:
-    """A cell of clients.csv; None where it is empty, cut off or absent."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -271,12 +258,9 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, tuple[Track, ...]], list[str
                 kept = tracks[method, seed].run.name
                 notes.append(f"{method}, seed {seed}, is in {found.run.name} and {run.name}; {kept} is shown.")
     names = dict.fromkeys(name for run in runs for name in run.methods)
-    grouped = {name: tuple(sorted_tracks(tracks.values(), name)) for name in names}
+    order = sorted(tracks.values(), key=lambda track: track.seed)
+    grouped = {name: tuple(track for track in order if track.method == name) for name in names}
     return {name: found for name, found in grouped.items() if found}, notes + unfinished(runs, grouped)
-
-
-def sorted_tracks(tracks: Any, method: str) -> list[Track]:
-    return sorted((track for track in tracks if track.method == method), key=lambda track: track.seed)
 
 
 def unfinished(runs: Sequence[Run], tracks: Mapping[str, Sequence[Track]]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -18,13 +18,8 @@ from feddlp.report.tables import Summary, summarise, text_table
 from feddlp.states import Record, Sealed, read
 
 ACCURACY = (
-    "method",
-    "final\nround",
-    "validation-\nchosen",
-    "best test\nround *",
-    "std over\nclients",
-    "lowest\nclient",
-)
+    "method", "final\nround", "validation-\nchosen", "best test\nround *", "std over\nclients", "lowest\nclient",
+)  # fmt: skip
 COSTS = ("method", "chosen on\nvalidation data", "trained\nparams", "MiB per\nclient", "active\nranks", "KiB\nleft")
 ACCURACY_NOTE = (
     "Pooled test accuracy in %, mean ± sample standard deviation over seeds.\n"
@@ -36,16 +31,6 @@ COSTS_NOTE = (
     "KiB left: A and B of the private adapter without its pruned ranks, float32."
 )
 NAMES = {"lr": "lr", "kd_weight": "kd", "gate_threshold": "xi"}
-
-
-class Line(NamedTuple):
-    """One method in one setting."""
-
-    setting: str
-    method: str
-    chosen: Mapping[str, float]
-    edges: Sequence[str]  # chosen values that are the smallest or largest of the grid
-    runs: Sequence[Summary]  # one a seed
 
 
 class Choice(Record):
@@ -65,6 +50,14 @@ class Result(Sealed):
     finished: bool
     choices: list[Choice]
     failed: dict[str, str]
+
+
+class Line(NamedTuple):
+    """One method in one setting."""
+
+    setting: str
+    choice: Choice
+    runs: Sequence[Summary]  # one a seed
 
 
 def is_sweep(path: Path) -> bool:
@@ -93,55 +86,45 @@ def summarise_choices(path: Path, choices: Sequence[Choice]) -> list[Line]:
     for choice in choices:
         title = ", ".join(f"{key}={value}" for key, value in choice.setting.items())
         played = [RunFolder.open(path / run).read_rounds() for run in choice.runs]
-        runs = [summary for rows in played for summary in summarise(rows)]
-        if runs:
-            lines.append(Line(title, choice.method, choice.chosen, choice.edges, runs))
+        if runs := [summary for rows in played for summary in summarise(rows)]:
+            lines.append(Line(title, choice, runs))
     return lines
 
 
-def show_mean(values: Sequence[float | None], digits: int = 2) -> str:
+def show_mean(values: Iterable[float | None], digits: int = 2) -> str:
     found = measure(values)
     return "-" if found is None else shown(found, digits)
 
 
 def accuracy_cells(line: Line) -> tuple[str, ...]:
-    runs = line.runs
-    return (
-        line.method,
-        show_mean([run.final for run in runs]),
-        show_mean([run.chosen for run in runs]),
-        show_mean([run.best for run in runs]),
-        f"{statistics.fmean(run.client_std for run in runs):.2f}",
-        f"{statistics.fmean(run.client_lowest for run in runs):.2f}",
-    )
+    """Those over pooled samples with their spread over seeds, those over clients without."""
+    pooled = (show_mean(getattr(run, name) for run in line.runs) for name in ("final", "chosen", "best"))
+    spread = (f"{fmean(getattr(run, name) for run in line.runs):.2f}" for name in ("client_std", "client_lowest"))
+    return (line.choice.method, *pooled, *spread)
 
 
 def cost_cells(line: Line) -> tuple[str, ...]:
-    active = [run.active_ranks for run in line.runs]
+    first, choice = line.runs[0], line.choice
+    chosen = [
+        f"{NAMES.get(key, key)} {value:g}" + ("!" if key in choice.edges else "")
+        for key, value in choice.chosen.items()
+    ]
+    active = show_mean((run.active_ranks for run in line.runs), 1)
     return (
-        line.method,
-        " ".join(chosen_text(line, key) for key in line.chosen) or "-",
-        f"{line.runs[0].parameters:,}",
-        f"{statistics.fmean(run.mib for run in line.runs):.2f}",
-        "-" if active[0] is None else f"{show_mean(active, 1)} of {line.runs[0].gates}",
-        show_mean([None if run.export_mib is None else 1024 * run.export_mib for run in line.runs], 0),
+        choice.method,
+        " ".join(chosen) or "-",
+        f"{first.parameters:,}",
+        f"{fmean(run.mib for run in line.runs):.2f}",
+        "-" if first.active_ranks is None else f"{active} of {first.gates}",
+        show_mean((None if run.export_mib is None else 1024 * run.export_mib for run in line.runs), 0),
     )
-
-
-def chosen_text(line: Line, key: str) -> str:
-    """ "lr 0.01", with a mark where the grid ends there."""
-    return f"{NAMES.get(key, key)} {line.chosen[key]:g}" + ("!" if key in line.edges else "")
-
-
-def by_setting(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
-    for title in dict.fromkeys(line.setting for line in lines):
-        yield title, [line for line in lines if line.setting == title]
 
 
 def sweep_tables(path: Path, lines: Sequence[Line]) -> list[Table]:
     """What `feddlp sweep` prints: two tables a setting, each within 80 columns."""
     tables = []
-    for title, found in by_setting(lines):
+    for title in dict.fromkeys(line.setting for line in lines):
+        found = [line for line in lines if line.setting == title]
         seeds = max(len(line.runs) for line in found)
         heading = "  ".join(filter(None, [str(path), title, f"{seeds} {'seed' if seeds == 1 else 'seeds'}"]))
         tables.append(text_table(heading, ACCURACY, [accuracy_cells(line) for line in found], ACCURACY_NOTE))
@@ -151,12 +134,14 @@ def sweep_tables(path: Path, lines: Sequence[Line]) -> list[Table]:
 
 def sweep_csv(lines: Sequence[Line]) -> str:
     """One row a setting, method and seed."""
-    fields = ("final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest")
-    costs = ("client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "export_mib", "rounds")
-    rows: list[Sequence[Any]] = [("setting", "method", "seed", "tuned", *fields, *costs)]
+    fields = (
+        "final", "chosen", "chosen_round", "best", "best_round", "client_mean", "client_std", "client_lowest",
+        "client_p10", "mib", "parameters", "parameters_sent", "active_ranks", "gates", "export_mib", "rounds",
+    )  # fmt: skip
+    rows: list[Sequence[Any]] = [("setting", "method", "seed", "tuned", *fields)]
     for line in lines:
-        tuned = " ".join(f"{key}={value:g}" for key, value in line.chosen.items())
+        tuned = " ".join(f"{key}={value:g}" for key, value in line.choice.chosen.items())
         for run in line.runs:
-            values = (getattr(run, name) for name in (*fields, *costs))
-            rows.append((line.setting, line.method, run.seed, tuned, *("" if v is None else v for v in values)))
+            values = (getattr(run, name) for name in fields)
+            rows.append((line.setting, line.choice.method, run.seed, tuned, *values))
     return csv_text(rows)

@@ -51,24 +51,19 @@ def summarise_method(rows: Sequence[Row]) -> Summary:
     """One method's rounds, in order, to its line."""
     final, chosen, best = picked(rows)
     best = best or final
+    same = {name: final[name] for name in ("method", "seed", "parameters_sent", "active_ranks", "gates")}
+    spread = {name: final["test"][name] for name in ("client_mean", "client_std", "client_lowest", "client_p10")}
     return Summary(
-        method=final["method"],
-        seed=final["seed"],
+        **same,
+        **spread,
         rounds=final["round"],
         final=final["test"]["pooled"],
         chosen=chosen["test"]["pooled"] if chosen else None,
         chosen_round=chosen["round"] if chosen else None,
         best=best["test"]["pooled"],
         best_round=best["round"],
-        client_mean=final["test"]["client_mean"],
-        client_std=final["test"]["client_std"],
-        client_lowest=final["test"]["client_lowest"],
-        client_p10=final["test"]["client_p10"],
         parameters=sum(final["parameters"].values()),
-        parameters_sent=final["parameters_sent"],
         mib=sum(row["bytes_up"] + row["bytes_down"] for row in rows) / MIB,
-        active_ranks=final["active_ranks"],
-        gates=final["gates"],
         seconds=None if any(row["lanes"] > 1 for row in rows) else sum(row["seconds"] for row in rows) / len(rows),
         export_mib=None if final["export_bytes"] is None else final["export_bytes"] / MIB,
     )
@@ -88,12 +83,8 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 
 def accuracy_cells(line: Summary) -> tuple[str, ...]:
-    return (
-        line.method,
-        f"{line.final:.2f}",
-        "-" if line.chosen is None else f"{line.chosen:.2f} (r{line.chosen_round})",
-        f"{line.best:.2f} (r{line.best_round})",
-    )
+    chosen = "-" if line.chosen is None else f"{line.chosen:.2f} (r{line.chosen_round})"
+    return (line.method, f"{line.final:.2f}", chosen, f"{line.best:.2f} (r{line.best_round})")
 
 
 def client_cells(line: Summary) -> tuple[str, ...]:
@@ -114,14 +105,7 @@ def cost_cells(line: Summary) -> tuple[str, ...]:
 
 ACCURACY = ("method", "final\nround", "validation-\nchosen", "best test\nround *")
 CLIENTS = ("method", "mean of\nclients", "std of\nclients", "lowest\nclient", "10th per-\ncentile")
-COSTS = (
-    "method",
-    "trained\nparams",
-    "sent\nparams",
-    "MiB per\nclient",
-    "active\nranks",
-    "seconds\na round",
-)
+COSTS = ("method", "trained\nparams", "sent\nparams", "MiB per\nclient", "active\nranks", "seconds\na round")
 ACCURACY_NOTE = (
     "Test accuracy in %, pooled over all clients' samples; (r3) = round 3.\n* optimistic: picked on test data."
 )
@@ -151,13 +135,8 @@ def newcomers_table(rows: Mapping[str, Row]) -> Table:
 
 def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
     """A table whose first column names the row and whose others are numbers."""
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        caption=note,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
+    name = Text(title) if title else None
+    table = Table(title=name, title_justify="left", caption=note, caption_justify="left", box=SIMPLE_HEAD)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from records_factory import make_run, set_option
 
-from feddlp.report.paper_protocol import deviations
+from feddlp.report.paper_notes import deviations
 
 PAPERS = {
     "data.clients": 10, "data.partition": "dirichlet", "data.test_set": "own", "data.test_share": 0.25,
