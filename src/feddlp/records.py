@@ -29,8 +29,9 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from pydantic import ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
-from feddlp.files import candidates, held_alone, is_new_folder
+from feddlp.files import held_alone
 from feddlp.names import csv_text
 from feddlp.record_types import CLIENT_COLUMNS, Environment, Newcomers, Partition, Ranks, Round, State, environment
 from feddlp.states import RESTORE, ClientsPiece, Commit, History, Piece, Record
@@ -82,7 +83,11 @@ class RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
+            for number in count(1):
+                folder = cls(parent / (name if number == 1 else f"{name}-{number}"))
+                with suppress(FileExistsError):
+                    folder.path.mkdir()
+                    break
             files.write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
