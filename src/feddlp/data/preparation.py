@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from PIL import Image
+from pydantic import model_validator
 
 from feddlp.data.pictures import BadImage
 from feddlp.data.source import Picture
+from feddlp.states import Sealed
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -33,12 +36,19 @@ CHUNK = 256
 MOST_THREADS = 16
 
 
-@dataclass(frozen=True)
-class Filled:
-    """How far a preparation has come."""
+class Filled(Sealed):
+    """How far a preparation has come; state.json of the cache."""
 
     done: int = 0  # pictures looked at
-    bad: tuple[tuple[int, str], ...] = ()  # which of them could not be read, and why
+    bad: tuple[tuple[int, str], ...] = ()  # which of them could not be read, in order, and why
+    sha256: str = ""  # of the rows so far, where they are kept
+
+    @model_validator(mode="after")
+    def bad_are_among_the_done(self) -> Self:
+        places = [-1, *(index for index, _ in self.bad), self.done]
+        if any(later <= earlier for earlier, later in pairwise(places)):
+            raise ValueError("pictures that could not be read are not among those looked at")
+        return self
 
     @property
     def rows(self) -> int:
@@ -89,7 +99,7 @@ def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Fi
             if good := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
                 images[filled.rows : filled.rows + len(good)] = torch.stack(good)
             bad = [(filled.done + i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str)]
-            filled = Filled(filled.done + len(outcomes), (*filled.bad, *bad))
+            filled = Filled(done=filled.done + len(outcomes), bad=(*filled.bad, *bad))
             yield filled
     finally:
         pool.shutdown(cancel_futures=True)
