@@ -12,9 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from PIL import Image
 from pydantic import model_validator
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 Resize: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
 """RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 CHUNK = 256
 MOST_THREADS = 16
@@ -95,7 +95,8 @@ def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Fi
     pool = thread_pool()
     try:
         while filled.done < len(pictures):
-            outcomes = open_all(pool, pictures[filled.done : filled.done + CHUNK], resize)
+            chunk = pictures[filled.done : filled.done + CHUNK]
+            outcomes = open_all(pool, chunk, lambda image: resize([image])[0])
             if good := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
                 images[filled.rows : filled.rows + len(good)] = torch.stack(good)
             bad = [(filled.done + i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str)]
@@ -110,16 +111,15 @@ def thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
 
 
-def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], resize: Resize) -> list[Tensor | str]:
-    """Pictures side by side: rows [3, H, W], or reasons."""
+def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], use: Callable[[Image.Image], T]) -> list[T | str]:
+    """Open pictures side by side: what is made of each, or the reason why it cannot be read."""
+
+    def outcome(picture: Picture) -> T | str:
+        try:
+            return use(picture.open())
+        except BadImage as error:
+            return str(error)
+
     with warnings.catch_warnings():  # here and not in the threads, for the filters belong to all of them
         warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
-        return list(pool.map(partial(to_row, resize), pictures))
-
-
-def to_row(resize: Resize, picture: Picture) -> Tensor | str:
-    """One picture at model size, [3, H, W] uint8, or the reason why not."""
-    try:
-        return resize([picture.open()])[0]
-    except BadImage as error:
-        return str(error)
+        return list(pool.map(outcome, pictures))
