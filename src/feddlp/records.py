@@ -276,8 +276,11 @@ class RunFolder:
 
     def begin(self, method: str) -> None:
         """Before anything is written of a method: from now on its files are no beginning."""
-        if (state := self.state()) is None or method not in state.methods:
+        if self._history(method) is None:
             self._commit(method, Commit(round=0), 1)
+
+    def _history(self, method: str) -> History | None:
+        return state.methods.get(method) if (state := self.state()) else None
 
     def _commit(self, method: str, commit: Commit, kept: int) -> None:
         """Add a commit, with the records as they are."""
@@ -296,7 +299,7 @@ class RunFolder:
 
     def checkpoint_state(self, method: str) -> Commit | None:
         """The last commit of a method; None where it has no finished round."""
-        history = state.methods.get(method) if (state := self.state()) else None
+        history = self._history(method)
         return history.last if history and history.last.round else None
 
     def load_checkpoint(self, method: str) -> tuple[int, dict[str, Tensor]] | None:
@@ -324,7 +327,7 @@ class RunFolder:
 
     def undone(self, method: str) -> tuple[int, ...]:
         """To which rounds a method was taken back, one after the other."""
-        return state.methods[method].undone if (state := self.state()) and method in state.methods else ()
+        return history.undone if (history := self._history(method)) else ()
 
     def take_back(self, round: int) -> str:
         """Make a round the last one of the method that has played last, which is returned.
