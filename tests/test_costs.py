@@ -7,9 +7,9 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from feddlp.costs import trainable_parameters
-from feddlp.files import MIB
 from feddlp.federation.host import Lane
 from feddlp.federation.rounds import first_shared
+from feddlp.files import MIB
 from feddlp.methods import registry
 from feddlp.model.backbone import find_sites
 from feddlp.training.cohort import initial

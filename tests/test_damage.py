@@ -362,3 +362,12 @@ def test_a_full_disk_names_the_place_and_how_to_go_on(copy, tmp_path, feddlp, mo
             assert_mistake(feddlp("resume", str(copy)), f"{copy}: No space left on device", again)
     assert feddlp("resume", str(copy)).code == 0
     assert len(RunFolder(copy).read_rounds()) == 6
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_after_a_look_at_it_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"")
+    looked = (tmp_path / "file").stat()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: looked)  # what a reader sees that looks before it opens
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read_given(tmp_path / "pipe")

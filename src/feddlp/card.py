@@ -45,10 +45,7 @@ def model_card(
 
 def front_matter(config: Config, manifest: Manifest) -> str:
     lines = ["tags: [federated-learning, feddlp]", "pipeline_tag: zero-shot-image-classification"]
-    if manifest.merged:
-        lines.append("library_name: transformers")
-    else:
-        lines.append("library_name: peft")
+    lines.append(f"library_name: {'transformers' if manifest.merged else 'peft'}")
     if not local_folder(config.model.checkpoint).is_dir():
         lines.append(f"base_model: {config.model.checkpoint}")
     return "\n".join(["---", *lines, "---", ""])
@@ -58,17 +55,11 @@ def accuracy(folder: RunFolder, model: ClientModel) -> str:
     """What the record says of this client's test samples."""
     if model.which == "global":
         return "not scored by itself; each client's own model was"
-    found = last_row(folder, model)
-    if not found or not found["test_accuracy"]:
+    rows = [row for row in folder.read_clients() if (row["method"], row["client"]) == (model.method, str(model.client))]
+    found = [row for row in rows if int(row["round"]) <= model.round]
+    if not found or not found[-1]["test_accuracy"]:
         return "the client has no test samples"
-    return f"{float(found['test_accuracy']):.2f} % of the client's own {found['test_samples']} test images"
-
-
-def last_row(folder: RunFolder, model: ClientModel) -> dict[str, str] | None:
-    """What clients.csv says last of the client, up to the round of the checkpoint."""
-    rows = [row for row in folder.read_clients() if row["method"] == model.method]
-    own = (row for row in reversed(rows) if row["client"] == str(model.client))
-    return next((row for row in own if int(row["round"]) <= model.round), None)
+    return f"{float(found[-1]['test_accuracy']):.2f} % of the client's own {found[-1]['test_samples']} test images"
 
 
 def size(ranks: Mapping[str, int]) -> str:

@@ -271,10 +271,6 @@ def apply_override(table: Table, override: str) -> None:
                 own.pop(path[1], None)
 
 
-def depth(override: str) -> int:
-    return override.partition("=")[0].count(".")
-
-
 def validate(table: Table, own: bool = False) -> Config:
     """A checked configuration. own: it lies on this machine, and may say where methods are
 
@@ -327,7 +323,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def overridden(table: Table, overrides: Sequence[str], own: bool = False) -> Config:
     """A checked configuration, with overrides on top; own as in `validate`."""
-    for override in sorted(overrides, key=depth):  # a common method key first, so that it spares specific ones
+    # A common method key first, so that it spares specific ones.
+    for override in sorted(overrides, key=lambda override: override.partition("=")[0].count(".")):
         apply_override(table, override)
     if overrides:
         table.pop("rates", None)  # what was tuned, was tuned for the configuration as it was

@@ -16,17 +16,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from feddlp.card import model_card, place_of
 from feddlp.config import Config, load_config
@@ -69,18 +67,20 @@ def export(folder: RunFolder, model: ClientModel, to: Path, merge: bool = False)
     check_free(to)
     config = load_config(folder.config)
     manifest = describe(folder, config, model)
-    factors: Factors = {}
+    factors, parts = ({} if merge else low_rank(model)), []
     if merge:
         backbone = merged(manifest, model)
-        manifest = seen_from_there(manifest, backbone)
-        write: Callable[[Path], None] = partial(write_checkpoint, backbone)
-    else:
-        factors = low_rank(model)
-        write = partial(write_adapter, config, factors or zero_layer(model))
+        parts = [backbone.model, backbone.tokenizer, backbone.processor]
+        dtype = str(backbone.model.dtype).removeprefix("torch.")
+        changed = {"checkpoint": ".", "dtype": dtype, "backbone": backbone.fingerprint()}
+        manifest = manifest.model_copy(update=changed)  # the folder itself is the base
     ranks = {site: len(down) for site, (down, _) in factors.items()}
     card = model_card(folder, config, model, manifest, ranks)
     with new_folder(to) as draft:
-        write(draft)
+        for part in parts:
+            part.save_pretrained(draft)
+        if not merge:
+            write_adapter(config, factors or zero_layer(model), draft)
         (draft / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         (draft / CARD).write_text(card, encoding="utf-8")
     return Exported(to, manifest, ranks)
@@ -114,6 +114,7 @@ def check_form(model: ClientModel, merge: bool) -> None:
 def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
     """The manifest of a model on top of its base."""
     class_names, template = classes_of(folder)
+    own_data = (folder.read_partition() or {}).get("own_data")
     return Manifest(
         checkpoint=config.model.checkpoint,
         adapt=config.model.adapt,
@@ -122,7 +123,7 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         backbone=folder.read_environment().get("backbone", ""),
         class_names=class_names,
         template=template,
-        data=data_of(folder, config),
+        data="the sites' own images" if own_data else without_folders(config.data.dataset),
         method=model.method,
         client=model.client,
         client_name=(names_of(folder) or [""] * config.data.clients)[model.client],
@@ -130,12 +131,6 @@ def describe(folder: RunFolder, config: Config, model: ClientModel) -> Manifest:
         round=model.round,
         adapter=model.which,
     )
-
-
-def data_of(folder: RunFolder, config: Config) -> str:
-    """What the model learnt from, as it may be told."""
-    own = (folder.read_partition() or {}).get("own_data")
-    return "the sites' own images" if own else without_folders(config.data.dataset)
 
 
 def without_folders(dataset: str) -> str:
@@ -163,35 +158,19 @@ def write_adapter(config: Config, factors: Factors, folder: Path) -> None:
     (folder / CONFIG).write_text(content, encoding="utf-8")
 
 
+@torch.no_grad()
 def merged(manifest: Manifest, model: ClientModel) -> Backbone:
     """The base with the client's changes in its weights."""
     backbone = load_base(
         manifest.checkpoint, manifest.adapt, manifest.dtype, manifest.backbone, resizing=manifest.resize
     )
     weights = backbone.model.to(trained_dtype(backbone.model.dtype))
-    add(weights, differences(model))
+    for name, change in differences(model).items():
+        weights.get_parameter(name).add_(change)
     weights.logit_scale.fill_(math.log(backbone.logit_scale))  # the base's own, where its weights were rounded
     if backbone.logit_bias:
         weights.logit_bias.fill_(backbone.logit_bias)
     return backbone
-
-
-def seen_from_there(manifest: Manifest, backbone: Backbone) -> Manifest:
-    """The manifest of a folder that is the checkpoint itself."""
-    dtype = str(backbone.model.dtype).removeprefix("torch.")
-    return manifest.model_copy(update={"checkpoint": ".", "dtype": dtype, "backbone": backbone.fingerprint()})
-
-
-def write_checkpoint(backbone: Backbone, folder: Path) -> None:
-    """Weights, tokenizer and image processor."""
-    for part in (backbone.model, backbone.tokenizer, backbone.processor):
-        part.save_pretrained(folder)
-
-
-@torch.no_grad()
-def add(model: torch.nn.Module, changes: Mapping[str, Tensor]) -> None:
-    for name, change in changes.items():
-        model.get_parameter(name).add_(change)
 
 
 def check_free(path: Path) -> None:
@@ -218,18 +197,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             draft = Path(place) / target.name
             draft.mkdir()
             yield draft
-            flush(draft)
+            for file in draft.iterdir():
+                shutil.copymode(draft / CARD, file)  # safetensors would keep its own private
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            sync_folder(draft)
             draft.replace(target)
             sync_folder(target.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--to {path}: cannot write there ({reason}); choose another folder") from error
-
-
-def flush(folder: Path) -> None:
-    """Have a folder's files on the disk, all as readable as the card; safetensors would keep its own private."""
-    for file in folder.iterdir():
-        shutil.copymode(folder / CARD, file)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(folder)

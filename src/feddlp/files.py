@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -99,13 +99,24 @@ def append(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
-def read_given(path: Path, most: int = 2**30) -> bytes:
-    """The content of a file that somebody gives; a pipe or device, which may never end, is an OSError."""
-    if not path.is_file() and path.exists():
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that somebody gives; a pipe or device, which may never end, is an OSError."""
+    # Asking the open file leaves no moment to replace it; to open a pipe without O_NONBLOCK would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
-    if path.stat().st_size > most:
-        raise OSError(errno.EFBIG, f"more than {most:,} bytes")
-    return path.read_bytes()
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def read_given(path: Path, most: int = 2**30) -> bytes:
+    """Read a file that somebody gives; errors as `open_regular`, and of one that is too large."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most:,} bytes")
+        return file.read()
 
 
 def read(path: Path, most: int = sys.maxsize) -> bytes | None:
@@ -162,20 +173,3 @@ def held_alone(folder: Path, lock: str = ".lock") -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def candidates(parent: Path, name: str) -> Iterator[Path]:
-    yield parent / name
-    number = 2
-    while True:
-        yield parent / f"{name}-{number}"
-        number += 1
-
-
-def is_new_folder(path: Path) -> bool:
-    """True where this call made it."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True

@@ -131,11 +131,13 @@ class Predictor:
         self, images: Sequence[Given], top: int = 3, on_progress: OnProgress = lambda done, total: None
     ) -> Iterator[Prediction]:
         """Predictions in the order of the images, batch by batch; an image that cannot be read gets its reason."""
-        pictures = [as_picture(image) for image in images]
+        pictures: list[Picture] = [
+            PictureInMemory(image) if isinstance(image, Image.Image) else PictureFile(Path(image)) for image in images
+        ]
         with thread_pool() as pool:
             for start in range(0, len(pictures), BATCH):
                 block = pictures[start : start + BATCH]
-                rows = open_all(pool, block, self.backbone.resize)
+                rows = open_all(pool, block, lambda image: self.backbone.resize([image])[0])
                 good = [row for row in rows if isinstance(row, Tensor)]
                 found = iter(self._classes(torch.stack(good), top) if good else ())
                 for picture, row in zip(block, rows, strict=True):
@@ -155,7 +157,10 @@ class Predictor:
         Raises:
             UserError: the model does not know one of them.
         """
-        return [column_of(name, self.class_names) for name in class_names]
+        for name in class_names:
+            if name not in self.class_names:
+                raise UserError(f"--data: the class {name!r} is none of the model's; {nearest(name, self.class_names)}")
+        return [self.class_names.index(name) for name in class_names]
 
     def evaluate(self, dataset: Dataset, on_progress: OnProgress = lambda done, total: None) -> list[ClassScore]:
         """How many images of each class of a data set are predicted rightly, among all classes of the model.
@@ -174,16 +179,6 @@ class Predictor:
             ClassScore(name, int((labels == column).sum()), int(right[labels == column].sum()))
             for name, column in zip(dataset.class_names, columns, strict=True)
         ]
-
-
-def as_picture(image: Given) -> Picture:
-    return PictureInMemory(image) if isinstance(image, Image.Image) else PictureFile(Path(image))
-
-
-def column_of(name: str, class_names: Sequence[str]) -> int:
-    if name not in class_names:
-        raise UserError(f"--data: the class {name!r} is none of the model's; {nearest(name, class_names)}")
-    return class_names.index(name)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

@@ -86,7 +86,8 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     source = own_source(config, share) if share else datasets.find(config.data.dataset)
     ids = share.clients if share else ()
     splits = split_clients(source.labels, config.data, source.clients, source.parts, ids)
-    say_ignored(source, reporter)
+    if source.ignored:  # files that lie among the images and are not taken for any
+        reporter.note(f"{len(source.ignored)} files are not images and are ignored: {first_few(source.ignored)}")
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
     class_names = (share and share.class_names) or source.class_names
@@ -192,12 +193,6 @@ def frozen_features(
         return compute()
     identity = (backbone.fingerprint(), dataset.fingerprint(), backbone.resize_settings(), str(backbone.model.dtype))
     return cached_features(cache_root(), " ".join((*identity, backbone.device.type, torch.__version__)), compute)
-
-
-def say_ignored(source: Source, reporter: Reporter) -> None:
-    """Files that lie among the images and are not taken for any."""
-    if source.ignored:
-        reporter.note(f"{len(source.ignored)} files are not images and are ignored: {first_few(source.ignored)}")
 
 
 def first_few(files: Sequence[LeftOut]) -> str:

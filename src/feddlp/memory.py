@@ -28,16 +28,20 @@ def peak_mib() -> float:
     """The most memory used since the last reset, in MiB: of the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / MIB
-    peak = listed(STATUS, "VmHWM:")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak) / MIB
+    return of_this_process("VmHWM:") / MIB
 
 
 def used_bytes(device: torch.device) -> int:
     """What this process holds now: of the GPU's memory, or resident."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    resident = listed(STATUS, "VmRSS:")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resident is None else resident
+    return of_this_process("VmRSS:")
+
+
+def of_this_process(key: str) -> int:
+    """Resident memory in bytes, now or at its peak; where there is no /proc, the largest ever."""
+    found = listed(STATUS, key)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if found is None else found
 
 
 def free_bytes(device: torch.device) -> int:
@@ -66,18 +70,15 @@ def cgroup_rests() -> list[int]:
         lines = [line.split(":", 2) for line in CGROUPS.read_text().splitlines()]
     except OSError:
         return []
+    names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     rests = []
     for _, controllers, inside in lines:
-        if controllers not in ("", "memory"):
-            continue
-        names = ("memory.max", "memory.current") if not controllers else ("limit_in_bytes", "usage_in_bytes")
-        prefix = "" if not controllers else "memory."
-        group = CGROUP_ROOT / controllers / inside.strip("/")
-        for folder in (group, *group.parents):
-            rests += [rest] if (rest := rest_of(folder, *(prefix + name for name in names))) is not None else []
-            if folder == CGROUP_ROOT / controllers:
-                break
-    return rests
+        if controllers in names:
+            root = CGROUP_ROOT / controllers
+            group = root / inside.strip("/")
+            groups = [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
+            rests += [rest_of(folder, *names[controllers]) for folder in groups]
+    return [rest for rest in rests if rest is not None]
 
 
 def rest_of(folder: Path, limit: str, usage: str) -> int | None:

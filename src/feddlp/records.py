@@ -29,8 +29,9 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from pydantic import ValidationError
 
 from feddlp import files, states
 from feddlp.errors import UserError
-from feddlp.files import candidates, held_alone, is_new_folder
+from feddlp.files import held_alone
 from feddlp.names import csv_text
 from feddlp.record_types import CLIENT_COLUMNS, Environment, Newcomers, Partition, Ranks, Round, State, environment
 from feddlp.states import RESTORE, ClientsPiece, Commit, History, Piece, Record
@@ -82,7 +83,11 @@ class RunFolder:
         """A new folder; where the name is taken, name-2, name-3, ... Nothing is ever overwritten."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = cls(next(path for path in candidates(parent, name) if is_new_folder(path)))
+            for number in count(1):
+                folder = cls(parent / (name if number == 1 else f"{name}-{number}"))
+                with suppress(FileExistsError):
+                    folder.path.mkdir()
+                    break
             files.write_atomically(folder.config, config_toml.encode())
         except OSError as error:
             raise UserError(f"runs_dir={parent}: cannot make a run folder there ({error.strerror})") from error
@@ -271,8 +276,11 @@ class RunFolder:
 
     def begin(self, method: str) -> None:
         """Before anything is written of a method: from now on its files are no beginning."""
-        if (state := self.state()) is None or method not in state.methods:
+        if self._history(method) is None:
             self._commit(method, Commit(round=0), 1)
+
+    def _history(self, method: str) -> History | None:
+        return state.methods.get(method) if (state := self.state()) else None
 
     def _commit(self, method: str, commit: Commit, kept: int) -> None:
         """Add a commit, with the records as they are."""
@@ -291,7 +299,7 @@ class RunFolder:
 
     def checkpoint_state(self, method: str) -> Commit | None:
         """The last commit of a method; None where it has no finished round."""
-        history = state.methods.get(method) if (state := self.state()) else None
+        history = self._history(method)
         return history.last if history and history.last.round else None
 
     def load_checkpoint(self, method: str) -> tuple[int, dict[str, Tensor]] | None:
@@ -319,7 +327,7 @@ class RunFolder:
 
     def undone(self, method: str) -> tuple[int, ...]:
         """To which rounds a method was taken back, one after the other."""
-        return state.methods[method].undone if (state := self.state()) and method in state.methods else ()
+        return history.undone if (history := self._history(method)) else ()
 
     def take_back(self, round: int) -> str:
         """Make a round the last one of the method that has played last, which is returned.

@@ -18,18 +18,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from feddlp import materials as preparation
 from feddlp.completeness import missing_newcomers, missing_rounds
-from feddlp.config import Config, Table, read_table, validate
+from feddlp.config import read_table, validate
 from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter, open_folder, play
-from feddlp.files import write_atomically
+from feddlp.files import held_alone, write_atomically
 from feddlp.materials import Materials
 from feddlp.methods.base import STACKABLE
 from feddlp.provenance import Rate, code_of, own_methods
@@ -39,47 +37,36 @@ from feddlp.states import write
 from feddlp.sweepfile import Job, Sweep, Trial, job_config, job_name, slug
 
 LAST_ROUNDS = 3
-
-
-def identity(config: Config) -> tuple[str, ...]:
-    """What makes a run what it is: all that decides its results, and where its data and model come from."""
-    return config.fingerprint(), config.data.dataset, config.model.checkpoint
+Prepare = Callable[[], Materials]
+"""Prepares the materials of a setting when they are first needed, and keeps them."""
 
 
 class OtherRunError(UserError):
     """The sweep file was changed, and what lies there is not what it asks for."""
 
 
-def run_path(config: Config) -> Path:
-    return Path(config.runs_dir) / config.name
+class UnusableError(UserError):
+    """Data or model that no run of a setting can use."""
 
 
-def open_run(config: Config, tuning: bool = False) -> RunFolder:
-    """The run's folder, which may have to be made yet; one that has fewer rounds is given more.
+def adopt(entry: Entry, tuning: bool = False) -> None:
+    """Check that what lies in a run's folder, if anything, is this run; one that has fewer rounds is given more.
 
     Raises:
         OtherRunError: the folder holds a run with another configuration, or with more rounds (unless `tuning`).
         UserError: the folder's configuration is damaged.
     """
-    path = run_path(config)
-    if not (path / "config.toml").exists():
-        return RunFolder(path)
-    found = validate(read_table(path / "config.toml"))
-    same_code = code_of(found.own_methods) == code_of(own_methods(config))
-    if identity(found) != identity(config) or not same_code:
+    config, path, file = entry.config, entry.folder.path, entry.folder.config
+    if not file.exists():
+        return
+    found = validate(read_table(file))
+    places = {(each.fingerprint(), each.data.dataset, each.model.checkpoint) for each in (found, config)}
+    if len(places) > 1 or code_of(found.own_methods) != code_of(own_methods(config)):
         raise OtherRunError(f"{path} holds a run with another configuration; use another name or runs_dir")
     if found.training.rounds > config.training.rounds and not tuning:
         raise OtherRunError(f"{path} holds a run of {found.training.rounds} rounds; use another name or runs_dir")
     if found.training.rounds < config.training.rounds:
-        write_atomically(path / "config.toml", config.to_toml().encode())
-    return RunFolder(path)
-
-
-def make_folder(entry: Entry) -> None:
-    """Make a run's folder where it is new."""
-    if not entry.folder.config.exists():
-        entry.folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(entry.folder.config, entry.config.to_toml().encode())
+        write_atomically(file, config.to_toml().encode())
 
 
 @dataclass
@@ -97,7 +84,7 @@ class Runner:
         settings = self.sweep.settings()
         for index, setting in enumerate(settings):
             self.reporter.note(f"setting {index + 1} of {len(settings)}: {slug(setting)}")
-            materials = Lazy(partial(self._prepare, index))
+            materials = self._prepared(index)
             try:
                 for method in self.sweep.methods:
                     chosen.append(self._method(index, method, materials))
@@ -109,32 +96,51 @@ class Runner:
             check_same_material(self.sweep.folder, [choice for choice in chosen if choice["setting"] == setting])
         return {"finished": True, "choices": chosen, "failed": self.failed}
 
-    def _method(self, index: int, method: str, materials: Lazy) -> dict[str, Any]:
+    def _method(self, index: int, method: str, materials: Prepare) -> dict[str, Any]:
         """One method in one setting: tuned, run, summed up."""
         trial, scores = self.tune(index, method, materials)
-        jobs = [Job(index, method, trial, seed, None) for seed in self.seeds(method)]
-        self._play(jobs, materials)
-        for job in jobs:
-            self._record_rate(job_config(self.sweep, job), trial, scores)
-        return self._summary(self.sweep.settings()[index], method, trial, scores, jobs)
+        seeds = self.sweep.seeds if self.sweep.trains(method) else self.sweep.seeds[:1]
+        entries = [self._entry(Job(index, method, trial, seed, None)) for seed in seeds]
+        self._play(entries, materials)
+        for entry in entries:
+            self._record_rate(entry, trial, scores)
+        paths = [entry.folder.path for entry in entries if str(entry.folder.path) not in self.failed]
+        return {
+            "setting": self.sweep.settings()[index],
+            "method": method,
+            "chosen": dict(trial),
+            "edges": self._edges(method, trial),
+            "validation": dict(scores),
+            "runs": [str(path.relative_to(self.sweep.folder)) for path in paths],
+        }
 
-    def seeds(self, method: str) -> list[int]:
-        """The run seeds; one is enough for a method that trains nothing."""
-        return self.sweep.seeds if self.sweep.trains(method) else self.sweep.seeds[:1]
+    def _entry(self, job: Job) -> Entry:
+        config = job_config(self.sweep, job)
+        return Entry(RunFolder(Path(config.runs_dir) / config.name), config)
 
-    def _prepare(self, setting: int) -> Materials:
-        job = Job(setting, self.sweep.methods[0], self.sweep.trials(self.sweep.methods[0])[0], 0, None)
-        return preparation.prepare(job_config(self.sweep, job), self.reporter)
+    def _prepared(self, setting: int) -> Prepare:
+        method = self.sweep.methods[0]
+        config = job_config(self.sweep, Job(setting, method, self.sweep.trials(method)[0], 0, None))
 
-    def tune(self, setting: int, method: str, materials: Lazy) -> tuple[Trial, dict[str, float | None]]:
+        @cache
+        def prepared() -> Materials:
+            try:
+                return preparation.prepare(config, self.reporter)
+            except UserError as error:
+                raise UnusableError(str(error)) from error
+
+        return prepared
+
+    def tune(self, setting: int, method: str, materials: Prepare) -> tuple[Trial, dict[str, float | None]]:
         """The trial with the best validation accuracy, and the score of each; the first wins a tie."""
         trials = self.sweep.trials(method)
         if len(trials) == 1:
             return trials[0], {}
         rounds = self.sweep.tune.rounds or None
         jobs = {trial: [Job(setting, method, trial, s, rounds) for s in self.sweep.tune.seeds] for trial in trials}
-        self._play([job for row in jobs.values() for job in row], materials)
-        scores = {trial: self._validation(row) for trial, row in jobs.items()}
+        entries = {trial: [self._entry(job) for job in row] for trial, row in jobs.items()}
+        self._play([entry for row in entries.values() for entry in row], materials, tuning=rounds is not None)
+        scores = {trial: self._validation(row) for trial, row in entries.items()}
         best = max(trials, key=lambda trial: -math.inf if (score := scores[trial]) is None else score)
         missing = [job_name(jobs[trial][0]) for trial in trials if scores[trial] is None]
         if missing:
@@ -150,15 +156,14 @@ class Runner:
         grid = self.sweep.tune.grid
         return [name for name, value in chosen if len(grid[name]) > 2 and value in (min(grid[name]), max(grid[name]))]
 
-    def _record_rate(self, config: Config, trial: Trial, scores: Mapping[str, float | None]) -> None:
+    def _record_rate(self, entry: Entry, trial: Trial, scores: Mapping[str, float | None]) -> None:
         """Write into a run's configuration that its learning rate was tuned, where it was."""
-        (name,) = config.methods
-        if not (rate := self.rate(name, trial, scores)) or str(path := run_path(config)) in self.failed:
+        (name,), file = entry.config.methods, entry.folder.config
+        if not (rate := self.rate(name, trial, scores)) or str(entry.folder.path) in self.failed:
             return
-        found = validate(read_table(path / "config.toml"))
+        found = validate(read_table(file))
         if found.rates.get(name) != rate:
-            told = found.model_copy(update={"rates": {name: rate}})
-            write_atomically(path / "config.toml", told.to_toml().encode())
+            write_atomically(file, found.model_copy(update={"rates": {name: rate}}).to_toml().encode())
 
     def rate(self, method: str, trial: Trial, scores: Mapping[str, float | None]) -> Rate | None:
         """The chosen learning rate and what it was chosen from; None where none was."""
@@ -175,57 +180,53 @@ class Runner:
             scores=[score for _, score in known],
         )
 
-    def _validation(self, jobs: Sequence[Job]) -> float | None:
+    def _validation(self, entries: Sequence[Entry]) -> float | None:
         """Mean pooled validation accuracy over the last rounds and the tuning seeds, in %; None where a run failed."""
         scores = []
-        for job in jobs:
-            config = job_config(self.sweep, job)
-            if str(run_path(config)) in self.failed:
+        for folder, config in entries:
+            if str(folder.path) in self.failed:
                 return None
-            rows = RunFolder(run_path(config)).read_rounds()[: config.training.rounds]
+            rows = folder.read_rounds()[: config.training.rounds]
             if len(rows) < config.training.rounds or not rows[-1]["validation"]:
                 return None
             last = [float(row["validation"]["pooled"]) for row in rows[-LAST_ROUNDS:]]
             scores.append(sum(last) / len(last))
         return sum(scores) / len(scores)
 
-    def _play(self, jobs: Sequence[Job], materials: Lazy) -> None:
+    def _play(self, entries: Sequence[Entry], materials: Prepare, tuning: bool = False) -> None:
         """Play what is not finished, in bundles that can train side by side."""
-        waiting = []
-        for job in jobs:
-            config = job_config(self.sweep, job)
-            if entry := self._waits(config, tuning=job.rounds is not None):
-                waiting.append(entry)
+        waiting = [entry for entry in entries if self._waits(entry, tuning)]
         for bundle in bundles(waiting, self.sweep.side_by_side):
             self._attempt(bundle, materials)
 
-    def _waits(self, config: Config, tuning: bool) -> Entry | None:
-        """The run, if it is still to be played; one with a damaged folder is left behind."""
-        path = run_path(config)
-        if str(path) in self.failed:
-            return None
+    def _waits(self, entry: Entry, tuning: bool) -> bool:
+        """Whether a run lacks rounds or those who join at its end; one with a damaged folder is left behind."""
+        if str(entry.folder.path) in self.failed:
+            return False
         try:
-            entry = Entry(open_run(config, tuning), config)
+            adopt(entry, tuning)
             entry.folder.check()
-            return None if finished(entry) else entry
+            return bool(missing_rounds(*entry) or missing_newcomers(*entry))
         except OtherRunError:
             raise
         except UserError as error:
-            self._leave(path, error)
-            return None
+            self._leave(entry.folder.path, error)
+            return False
 
     def _leave(self, path: Path, error: Exception) -> None:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         self.failed[str(path)] = " ".join(f"{kind}{error}".split())
         self.reporter.warn(f"{path} failed and is left behind: {self.failed[str(path)]}")
 
-    def _attempt(self, bundle: Sequence[Entry], materials: Lazy) -> None:
+    def _attempt(self, bundle: Sequence[Entry], materials: Prepare) -> None:
         """One bundle; where it fails, each of its runs by itself, so that one does not spoil the others."""
         name = bundle[0].config.methods[0]
         self.reporter.note(f"{name}: {', '.join(entry.folder.path.name for entry in bundle)}")
-        shared = materials.get()  # what is wrong with data or model is wrong with every run, and leaves no folder
-        for entry in bundle:
-            make_folder(entry)
+        shared = materials()  # what is wrong with data or model is wrong with every run, and leaves no folder
+        for folder, config in bundle:
+            if not folder.config.exists():
+                folder.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder.config, config.to_toml().encode())
         try:
             play_together(bundle, name, shared, self.reporter)
         except Exception as error:
@@ -234,38 +235,6 @@ class Runner:
                     self._attempt([entry], materials)
                 return
             self._leave(bundle[0].folder.path, error)
-
-    def _summary(
-        self, setting: Table, method: str, trial: Trial, scores: Mapping[str, float | None], jobs: Sequence[Job]
-    ) -> dict[str, Any]:
-        paths = [run_path(job_config(self.sweep, job)) for job in jobs]
-        runs = [str(path.relative_to(self.sweep.folder)) for path in paths if str(path) not in self.failed]
-        chosen = {"chosen": dict(trial), "edges": self._edges(method, trial), "validation": dict(scores)}
-        return {"setting": setting, "method": method, **chosen, "runs": runs}
-
-
-class UnusableError(UserError):
-    """Data or model that no run of a setting can use."""
-
-
-class Lazy:
-    """Materials that are prepared when they are first needed, and kept."""
-
-    def __init__(self, make: Callable[[], Materials]):
-        self.make = make
-        self.made: Materials | None = None
-
-    def get(self) -> Materials:
-        try:
-            self.made = self.made or self.make()
-        except UserError as error:
-            raise UnusableError(str(error)) from error
-        return self.made
-
-
-def finished(entry: Entry) -> bool:
-    """Whether a run has all the rounds that its configuration asks for now, and those who join at its end."""
-    return not missing_rounds(*entry) and not missing_newcomers(*entry)
 
 
 def bundles(entries: Sequence[Entry], most: int) -> Iterator[list[Entry]]:
@@ -303,13 +272,11 @@ def run_sweep(sweep: Sweep, reporter: Reporter, keep: bool = False) -> dict[str,
     """
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(sweep.folder / ".lock", timeout=0):
+        with held_alone(sweep.folder):
             before = read_result(sweep.folder).choices if keep and is_sweep(sweep.folder) else []
             save = partial(save_result, sweep.folder, before)
             result = Runner(sweep, reporter, save).run()
             save(result)
-    except Timeout as error:
-        raise UserError(f"{sweep.folder} is in use by another feddlp process; wait for it or stop it") from error
     except OSError as error:
         raise UserError(f"runs_dir={sweep.runs_dir}: cannot write there ({error.strerror})") from error
     return result

@@ -73,7 +73,9 @@ class Sweep(BaseModel):
         tables = self.config.get("method", {})
         if not self.trains(method):
             return [()]
-        taken = variant_fields(method).keys() | tables.get(method, {}).keys() | self.varied(method)
+        paths = [key.split(".") for key in self.vary]
+        varied = {path[-1] for path in paths if path[:-1] in (["method"], ["method", method])}
+        taken = variant_fields(method).keys() | tables.get(method, {}).keys() | varied
         free = options_model(base_of(method, tables)).model_fields.keys() - taken
         axes = [[(name, value) for value in values] for name, values in self.tune.grid.items() if name in free]
         return [tuple(point) for point in itertools.product(*axes)]
@@ -81,11 +83,6 @@ class Sweep(BaseModel):
     def trains(self, method: str) -> bool:
         """Whether a method has anything to train."""
         return bool(registry()[base_of(method, self.config.get("method", {}))]().adapters())
-
-    def varied(self, method: str) -> set[str]:
-        """The fields of a method that `vary` sets."""
-        keys = [key.split(".") for key in self.vary]
-        return {path[-1] for path in keys if path[:-1] in (["method"], ["method", method])}
 
 
 class Job(NamedTuple):
@@ -130,8 +127,11 @@ def check_sweep(table: Table) -> Sweep:
             trials = sweep.trials(method)
             for trial in trials:
                 config = job_config(sweep, Job(setting, method, trial, sweep.seeds[0], None))
-            if len(trials) > 1:
-                check_tuning(sweep, config)
+            rounds = config.training.rounds
+            if len(trials) > 1 and sweep.tune.rounds > rounds:
+                raise UserError(f"tune.rounds={sweep.tune.rounds} is more than training.rounds={rounds}")
+            if len(trials) > 1 and not config.data.validation_share:
+                raise UserError("data.validation_share=0 leaves nothing to choose from tune.grid on; raise it")
     return sweep
 
 
@@ -141,20 +141,16 @@ def known_fields(sweep: Sweep) -> set[str]:
     return {field for method in sweep.methods for field in options_model(base_of(method, tables)).model_fields}
 
 
-def check_tuning(sweep: Sweep, config: Config) -> None:
-    if sweep.tune.rounds > config.training.rounds:
-        raise UserError(f"tune.rounds={sweep.tune.rounds} is more than training.rounds={config.training.rounds}")
-    if not config.data.validation_share:
-        raise UserError("data.validation_share=0 leaves nothing to choose from tune.grid on; raise it")
-
-
 def job_config(sweep: Sweep, job: Job) -> Config:
     """The complete configuration of one run."""
     table = json.loads(json.dumps(sweep.config))
     for key, value in sweep.settings()[job.setting].items():
         put(table, key, value)
     put(table, "methods", [job.method])
-    table["method"] = own_keys(job.method, table.get("method", {}), known_fields(sweep))
+    tables, known = table.get("method", {}), known_fields(sweep)
+    mine = options_model(base_of(job.method, tables)).model_fields
+    # Common keys that only other methods of the sweep have are left out.
+    table["method"] = {key: value for key, value in tables.items() if key not in known or key in mine}
     put(table, "seed", job.seed)
     for field, value in job.trial:
         put(table, f"method.{job.method}.{field}", value)
@@ -164,12 +160,6 @@ def job_config(sweep: Sweep, job: Job) -> Config:
     if job.rounds is None:
         return config
     return config.model_copy(update={"training": config.training.model_copy(update={"rounds": job.rounds})})
-
-
-def own_keys(method: str, tables: Table, known: set[str]) -> Table:
-    """The [method] section for one method: common keys that only other methods of the sweep have are left out."""
-    mine = options_model(base_of(method, tables)).model_fields
-    return {key: value for key, value in tables.items() if key not in known or key in mine}
 
 
 def put(table: Table, key: str, value: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -30,7 +31,8 @@ def read(folder: Path, piece: Piece) -> tuple[dict[str, Tensor], dict[str, str]]
     """
     content = piece.read(folder)
     try:
-        with safetensors.safe_open(folder / piece.file, "pt") as opened:
-            return load(content), opened.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
+        tensors = load(content)
+    except SafetensorError as error:
         raise UserError(f"{folder / piece.file} cannot be read ({error}); {RESTORE}") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__", {})

@@ -231,13 +231,10 @@ def read_client(folder: RunFolder, method: str, client: int, which: Which = "loc
         return replace(model, which="global", theta={name: theta[name] | received}, view=name)
     whole = {leaf: value[None] for leaf, value in server[name].items()}
     adapts = isinstance(algorithm.adapters()[name], LoRA)
-    if type(algorithm).take is not Method.take or (adapts and not has_both_factors(whole)):
+    both = all({f"{site}.A", f"{site}.B"} <= whole.keys() for site in sites_of(whole))
+    if type(algorithm).take is not Method.take or (adapts and not both):
         raise UserError(f"--client {client} never took part, and not all of {method} travels; choose another client")
     return replace(model, which="global", theta={name: whole}, view=name)
-
-
-def has_both_factors(theta: Theta) -> bool:
-    return all({f"{site}.A", f"{site}.B"} <= theta.keys() for site in sites_of(theta))
 
 
 class Watcher:
@@ -279,15 +276,12 @@ def low_rank(model: ClientModel) -> dict[str, tuple[Tensor, Tensor]]:
         for site in sorted(sites_of(model.theta[name])):
             down, up = adapter.factors(model.theta[name], site)
             parts.setdefault(site, []).append((down[0].float(), weight * up[0].float()))
-    whole = {site: (torch.cat([d for d, _ in at]), torch.cat([u for _, u in at], dim=1)) for site, at in parts.items()}
-    living = {site: without_dead(down, up) for site, (down, up) in whole.items()}
-    return {site: factors for site, factors in living.items() if len(factors[0])}
-
-
-def without_dead(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The ranks that contribute to U D. [r, d_in], [d_out, r]"""
-    alive = (down != 0).any(1) & (up != 0).any(0)
-    return down[alive], up[:, alive]
+    living = {}
+    for site, at in parts.items():
+        down, up = torch.cat([down for down, _ in at]), torch.cat([up for _, up in at], dim=1)
+        if (alive := (down != 0).any(1) & (up != 0).any(0)).any():
+            living[site] = down[alive], up[:, alive]
+    return living
 
 
 def differences(model: ClientModel) -> dict[str, Tensor]:

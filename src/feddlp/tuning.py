@@ -13,7 +13,7 @@ from feddlp.errors import UserError
 from feddlp.experiment import Entry, Reporter
 from feddlp.files import write_atomically
 from feddlp.materials import Materials
-from feddlp.sweep import Lazy, Runner
+from feddlp.sweep import Runner
 from feddlp.sweepfile import OWN, check_sweep
 
 RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]  # for towers of every size, and all methods alike
@@ -43,7 +43,7 @@ def tune(entry: Entry, materials: Materials, reporter: Reporter) -> Entry:
     )
     runner = Runner(sweep, reporter, lambda result: None)
     for name in config.methods:
-        trial, scores = runner.tune(0, name, Lazy(lambda: materials))
+        trial, scores = runner.tune(0, name, lambda: materials)
         if scores and not any(score is not None for score in scores.values()):
             reason = next(iter(runner.failed.values()), "no client has validation samples")
             raise UserError(f"tune=true: no learning rate of {name} has a validation score ({reason})")

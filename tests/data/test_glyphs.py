@@ -12,7 +12,6 @@ from PIL import Image
 from feddlp.data.characters import MASK_SIZE
 from feddlp.data.datasets import Dataset, find, load, to_pictures
 from feddlp.data.glyphs import BLOCK, CHARACTERS, blocks, place, render_block, render_shapes
-from feddlp.data.source import Source
 from feddlp.errors import UserError
 
 COUNT = BLOCK + 3 * len(CHARACTERS) + 5
@@ -94,14 +93,8 @@ def shrink(images: Sequence[Image.Image]) -> torch.Tensor:
 def test_blocks_of_pixels_are_loaded_as_single_pictures_are(backbones, size):
     resize = backbones["image"].resize if size == "as rendered" else shrink
     source = find(f"glyphs:{COUNT}")
-    one_by_one = Source(
-        source.name,
-        source.labels,
-        source.class_names,
-        source.template,
-        blocks=lambda: ([picture] for block in source.blocks() for picture in to_pictures(block)),
-    )
-    assert torch.equal(load(source, resize).images, load(one_by_one, resize).images)
+    one_by_one = [resize([picture]) for block in source.blocks() for picture in to_pictures(block)]
+    assert torch.equal(load(source, resize).images, torch.cat(one_by_one))
 
 
 def test_pixels_that_need_no_resizing_are_not_resized_one_by_one(backbones):

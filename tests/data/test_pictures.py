@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -28,14 +29,14 @@ def open_image(path: Path) -> Image.Image:
 @pytest.fixture(autouse=True)
 def permissions_count(monkeypatch) -> None:
     """Root may read everything; here nobody may read what nobody may read."""
-    opened = Path.open
+    opened = os.open
 
-    def refusing(path: Path, *arguments, **options):
-        if path.exists() and not path.stat().st_mode & 0o777:
+    def refusing(path, *arguments, **options):
+        if Path(path).exists() and not Path(path).stat().st_mode & 0o777:
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr(os, "open", refusing)
 
 
 # The corpus

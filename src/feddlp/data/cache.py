@@ -19,17 +19,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from pydantic import model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -39,7 +38,7 @@ from feddlp.data.preparation import Filled, Pixels, Progress, Resize, fill, pixe
 from feddlp.data.source import Picture
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
-from feddlp.states import Sealed, read, write
+from feddlp.states import read, write
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -100,7 +99,7 @@ class PixelCache:
                 rows.flush()
                 digest.update(rows[filled.rows : after.rows].ravel().data)
                 filled = after
-                write_state(folder, filled, digest)
+                write(folder / "state.json", filled.model_copy(update={"sha256": digest.hexdigest()}))
                 progress(filled.done, len(pictures))
             os.truncate(folder / "pixels.u8", filled.rows * prod(shape))
         return Pixels(open_rows(folder, filled.rows, shape), filled.bad, digest)
@@ -111,13 +110,13 @@ class PixelCache:
         After a power cut the pixels of a preparation may be gone although its state is there.
         """
         try:
-            if (state := read(folder / "state.json", State)) is None:
+            if (state := read(folder / "state.json", Filled)) is None:
                 return Filled(), hashlib.sha256()
-            digest = pixel_hash(open_rows(folder, state.filled().rows, shape))
+            digest = pixel_hash(open_rows(folder, state.rows, shape))
         except (OSError, ValueError, UserError):  # not such a state, or fewer rows than it says
             state = None
         if state and state.done <= pictures and state.sha256 == digest.hexdigest():
-            return state.filled(), digest
+            return state, digest
         self.note(f"the cached images in {folder} are damaged and are prepared again")
         return Filled(), hashlib.sha256()
 
@@ -129,28 +128,6 @@ class PixelCache:
         with file.open("ab") as opened:
             ALLOCATE(opened.fileno(), 0, needed)
         return np.memmap(file, np.uint8, "r+", shape=(rows, *shape))
-
-
-class State(Sealed):
-    """state.json: how far the preparation is."""
-
-    done: int  # pictures looked at
-    bad: tuple[tuple[int, str], ...]  # which of them could not be read, in order, and why
-    sha256: str  # of the rows so far
-
-    @model_validator(mode="after")
-    def bad_are_among_the_done(self) -> Self:
-        places = [-1, *(index for index, _ in self.bad), self.done]
-        if any(later <= earlier for earlier, later in pairwise(places)):
-            raise ValueError("pictures that could not be read are not among those looked at")
-        return self
-
-    def filled(self) -> Filled:
-        return Filled(self.done, self.bad)
-
-
-def write_state(folder: Path, filled: Filled, digest: Hash) -> None:
-    write(folder / "state.json", State(done=filled.done, bad=filled.bad, sha256=digest.hexdigest()))
 
 
 def open_rows(folder: Path, rows: int, shape: Sequence[int]) -> Tensor:
@@ -173,23 +150,11 @@ def cached_features(root: Path, identity: str, compute: Callable[[], Tensor]) ->
     with writing(f"the feature cache {file.parent}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if (found := read_features(file)) is not None:
-                return found
+            with suppress(OSError, SafetensorError, KeyError), safe_open(file, "pt") as opened:
+                found: Tensor = opened.get_tensor("features")
+                if opened.metadata()["sha256"] == pixel_hash(found).hexdigest():
+                    return found
             features = compute()
-            content = save({"features": features.cpu()}, {"sha256": digest_of(features.cpu())})
-            write_atomically(file, content)
+            kept = features.cpu()
+            write_atomically(file, save({"features": kept}, {"sha256": pixel_hash(kept).hexdigest()}))
             return features
-
-
-def read_features(file: Path) -> Tensor | None:
-    """The stored features; None where there are none, or where they are damaged."""
-    try:
-        with safe_open(file, "pt") as opened:
-            features: Tensor = opened.get_tensor("features")
-            return features if opened.metadata()["sha256"] == digest_of(features) else None
-    except (OSError, SafetensorError, KeyError):
-        return None
-
-
-def digest_of(features: Tensor) -> str:
-    return hashlib.sha256(features.contiguous().numpy().data).hexdigest()

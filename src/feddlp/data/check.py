@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from feddlp.data.pictures import BadImage
-from feddlp.data.preparation import CHUNK, thread_pool
-from feddlp.data.source import LeftOut, Picture, Source
+from PIL import Image
+
+from feddlp.data.preparation import CHUNK, open_all, thread_pool
+from feddlp.data.source import LeftOut, Source
 
 FEW = 5
 
@@ -45,25 +45,16 @@ class Findings:
 def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
     """Open every picture once."""
     outcomes: list[Seen | str] = []
-    with thread_pool() as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
+    with thread_pool() as pool:
         for start in range(0, len(source.pictures), CHUNK):
-            outcomes += pool.map(look_at, source.pictures[start : start + CHUNK])
+            outcomes += open_all(pool, source.pictures[start : start + CHUNK], look_at)
             progress(len(outcomes), len(source.pictures))
-    unreadable = [
-        LeftOut(picture.name, outcome)
-        for picture, outcome in zip(source.pictures, outcomes, strict=True)
-        if isinstance(outcome, str)
-    ]
+    pairs = zip(source.pictures, outcomes, strict=True)
+    unreadable = [LeftOut(picture.name, outcome) for picture, outcome in pairs if isinstance(outcome, str)]
     return Findings(source, {i: seen for i, seen in enumerate(outcomes) if isinstance(seen, Seen)}, unreadable)
 
 
-def look_at(picture: Picture) -> Seen | str:
-    """Size and digest, or the reason why there are none."""
-    try:
-        image = picture.open()
-    except BadImage as error:
-        return str(error)
+def look_at(image: Image.Image) -> Seen:
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
     return Seen(*image.size, digest, image.info.get("brightest"))
 

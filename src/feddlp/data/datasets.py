@@ -23,7 +23,7 @@ from feddlp.data.hub_images import hub
 from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
-from feddlp.data.source import Block, LeftOut, OnBadImage, Part, Source
+from feddlp.data.source import LeftOut, OnBadImage, Part, Source
 from feddlp.errors import UserError, nearest
 from feddlp.names import is_text
 
@@ -62,11 +62,16 @@ def digits(argument: str) -> Source:
     if argument:
         raise UserError(f"data.dataset=digits takes no argument, found {argument!r}; write data.dataset=digits")
     bunch = load_digits()
-    pictures = (bunch.images * (255 / 16)).round().astype(np.uint8)
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    openers = [partial(to_rgb, picture) for picture in pictures]
-    chunks = partial(in_chunks, openers)
-    return Source("digits", bunch.target.tolist(), names, "a photo of the digit {}.", blocks=chunks)
+
+    def blocks() -> Iterator[Tensor]:
+        import torch
+
+        grey = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))
+        for start in range(0, len(grey), CHUNK):
+            yield grey[start : start + CHUNK, None].expand(-1, 3, -1, -1)
+
+    return Source("digits", bunch.target.tolist(), names, "a photo of the digit {}.", blocks=blocks)
 
 
 def glyphs(argument: str) -> Source:
@@ -91,17 +96,6 @@ OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one c
     "clients": partial(clients, least=1),
     "csv": partial(table, least=1),
 }
-
-
-def in_chunks(openers: Sequence[Callable[[], Image.Image]]) -> Iterator[list[Image.Image]]:
-    """The images one after the other, a chunk in memory at a time."""
-    for start in range(0, len(openers), CHUNK):
-        yield [opened() for opened in openers[start : start + CHUNK]]
-
-
-def to_rgb(pixels: np.ndarray) -> Image.Image:
-    """A grey uint8 picture (H, W) in RGB."""
-    return Image.fromarray(pixels).convert("RGB")
 
 
 def find(dataset: str) -> Source:
@@ -176,30 +170,14 @@ def load(
             "feddlp evaluate --on-bad-image skip)"
         )
     kept = source.without({index for index, _ in pixels.bad}) if left_out else source
-    if left_out:
-        check_kept(source, kept)
-    labels = torch.tensor(kept.labels, dtype=torch.int64)
-    return Dataset(
-        source.name,
-        pixels.images,
-        labels,
-        source.class_names,
-        source.template,
-        clients=kept.clients,
-        parts=kept.parts,
-        left_out=left_out,
-        known_hash=pixels.hash,
-    )
-
-
-def check_kept(source: Source, kept: Source) -> None:
-    """Refuse classes of which there are images, but none that could be read."""
-    if lost := set(source.labels) - set(kept.labels):
-        empty = [source.class_names[label] for label in sorted(lost)]
+    if empty := [source.class_names[label] for label in sorted(set(source.labels) - set(kept.labels))]:
         raise UserError(
             f"data.on_bad_image=skip leaves {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
             "add images that can be read or remove the class"
         )
+    labels, clients, parts = torch.tensor(kept.labels, dtype=torch.int64), kept.clients, kept.parts
+    about = source.class_names, source.template, clients, parts
+    return Dataset(source.name, pixels.images, labels, *about, left_out, pixels.hash)
 
 
 def render(source: Source, resize: Resize, progress: Progress) -> Pixels:
@@ -209,25 +187,15 @@ def render(source: Source, resize: Resize, progress: Progress) -> Pixels:
     total, done = len(source.labels), 0
     images = torch.empty(0, dtype=torch.uint8)
     for block in source.blocks() if source.blocks else ():
-        pixels = at_model_size(block, resize)
+        # Images of one size are all treated alike: where the first is left as it is, the others need not be resized.
+        unchanged = resize(to_pictures(block[:1])).equal(block[:1])
+        pixels = block if unchanged else resize(to_pictures(block))
         if not done:
             images = torch.empty(total, *pixels.shape[1:], dtype=torch.uint8)
         images[done : done + len(pixels)] = pixels
         done += len(pixels)
         progress(done, total)
     return Pixels(images, (), pixel_hash(images))
-
-
-def at_model_size(block: Block, resize: Resize) -> Tensor:
-    """A block as the checkpoint resizes it. [n, 3, H, W] uint8
-
-    Images of one size are all treated alike, so where the first is left as it is the others need not be asked for.
-    """
-    if isinstance(block, Sequence):
-        return resize(block)
-    if resize(to_pictures(block[:1])).equal(block[:1]):
-        return block
-    return resize(to_pictures(block))
 
 
 def to_pictures(block: Tensor) -> list[Image.Image]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -125,7 +125,11 @@ def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
     matches = {path: found for path in below if (found := SPLIT.fullmatch(path.name))}
     inside = Counter(nfc(name) for path in matches for name in {folder.name for folder in sub_folders(path)})
     in_common = max(inside.values(), default=0) > 1
-    with_images = [path for path in matches if holds_images(path)]
+    with_images = [
+        path
+        for path in matches
+        if any(not left_alone(entry) and not is_folder(entry) and is_picture(entry) for entry in list_folder(path))
+    ]
     if len(matches) == 1 < len(below) or (len(with_images) == len(matches) and not in_common):
         return {root: None}
     if len(matches) == len(below) and not with_images and (in_common or len(below) == 1):
@@ -137,10 +141,6 @@ def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
     )
 
 
-def holds_images(path: Path) -> bool:
-    return any(not left_alone(entry) and not is_folder(entry) and is_picture(entry) for entry in list_folder(path))
-
-
 def existing_folder(kind: str, argument: str) -> Path:
     if not argument:
         raise UserError(f"data.dataset={kind} needs a path; write data.dataset={kind}:PATH")
@@ -148,11 +148,7 @@ def existing_folder(kind: str, argument: str) -> Path:
 
 
 def entries(path: Path) -> list[Path]:
-    """What lies in a folder, sorted by name.
-
-    Raises:
-        OSError: a folder that cannot be listed, or whose entries cannot be reached.
-    """
+    """What lies in a folder, sorted by name; an OSError where it cannot be listed, or its entries cannot be reached."""
     (path / "..").stat()  # listing needs no permission to reach anything through the folder
     return sorted(path.iterdir())
 
@@ -168,10 +164,8 @@ def list_folder(path: Path) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Not where nobody may look, such as behind a link into a closed folder."""
-    with suppress(OSError):
-        return path.is_dir()
-    return False
+    """False where nobody may look, such as behind a link into a closed folder; `Path.is_dir` raises there."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def sub_folders(path: Path) -> list[Path]:
@@ -179,12 +173,9 @@ def sub_folders(path: Path) -> list[Path]:
 
 
 def leads_down(entry: Path) -> bool:
-    return is_folder(entry) and not leads_up(entry) and not left_alone(entry)
-
-
-def leads_up(entry: Path) -> bool:
-    """Whether it is a link to the folder in which it lies, or to one above that."""
-    return entry.is_symlink() and entry.parent.resolve().is_relative_to(entry.resolve())
+    """Whether it is a folder of the collection, and no link to the folder in which it lies, or to one above that."""
+    leads_up = entry.is_symlink() and entry.parent.resolve().is_relative_to(entry.resolve())
+    return is_folder(entry) and not leads_up and not left_alone(entry)
 
 
 def left_alone(entry: Path) -> str:

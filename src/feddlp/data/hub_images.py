@@ -50,7 +50,7 @@ def hub(argument: str) -> Source:
     entries = [
         (HubPicture(raw, image, row, f"{argument}:{name} {split._fingerprint}"), value, PARTS.get(name.lower()))
         for name, split in splits.items()
-        for raw in [undecoded(split, image)]
+        for raw in [split.select_columns([image]).cast_column(image, type(features[image])(decode=False))]
         for row, value in enumerate(split[label])
     ]
     labelled = [entry for entry in entries if entry[1] is not None and entry[1] >= 0]
@@ -89,12 +89,6 @@ def load_splits(name: str) -> dict[str, Any]:
             f"data.dataset=hub:{name} cannot be loaded ({reason}); check the name and the network, "
             "or download it first and use folder: or csv:"
         ) from error
-
-
-def undecoded(split: Any, column: str) -> Any:
-    from datasets import Image as HubImage
-
-    return split.select_columns([column]).cast_column(column, HubImage(decode=False))
 
 
 def column_of(name: str, features: Any, kind: str) -> str:

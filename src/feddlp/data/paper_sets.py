@@ -9,12 +9,12 @@ dtd       Describable Textures (Cimpoi et al. 2014)  images/, labels/train1.txt,
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from feddlp.data.archives import unpacked
+from feddlp.data.csv_tables import PARTS
 from feddlp.data.folders import is_folder, list_folder
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
@@ -58,26 +58,16 @@ ARCHIVES = {
 """As they are called where they are published."""
 
 
-class Entry(NamedTuple):
-    """One image of an official list."""
-
-    file: Path
-    class_name: str
-    part: Part
+Entry = tuple[Path, str, Part]
+"""One image of an official list, and its class."""
 
 
 def pets(argument: str) -> Source:
     """pets:PATH, Oxford-IIIT Pet as published: 37 breeds; PATH holds images/ and annotations/."""
     root = find_root("pets", argument, ("images", "annotations/trainval.txt", "annotations/test.txt"))
-    lists: dict[str, Part] = {"trainval": "train", "test": "test"}
-    return assemble(
-        "pets",
-        [
-            Entry(root / "images" / f"{image}.jpg", image.rpartition("_")[0].replace("_", " "), part)
-            for name, part in lists.items()
-            for image, *_ in read_list(root / "annotations" / f"{name}.txt")
-        ],
-    )
+    listed = read_lists(root / "annotations", {"trainval": "train", "test": "test"})
+    breeds = [(image, image.rpartition("_")[0].replace("_", " "), part) for part, image, _ in listed]
+    return assemble("pets", [(root / "images" / f"{image}.jpg", breed, part) for image, breed, part in breeds])
 
 
 def flowers(argument: str) -> Source:
@@ -85,57 +75,41 @@ def flowers(argument: str) -> Source:
     root = find_root("flowers", argument, ("jpg", "imagelabels.mat", "setid.mat"))
     numbers = read_matrix(root / "imagelabels.mat", "labels", len(FLOWERS))
     sets: dict[str, Part] = {"trnid": "train", "valid": "validation", "tstid": "test"}
-    return assemble(
-        "flowers",
-        [
-            Entry(root / "jpg" / f"image_{image:05d}.jpg", FLOWERS[numbers[image - 1] - 1], part)
-            for name, part in sets.items()
-            for image in read_matrix(root / "setid.mat", name, len(numbers))
-        ],
-        FLOWERS,
-    )
+    rows = [
+        (root / "jpg" / f"image_{image:05d}.jpg", FLOWERS[numbers[image - 1] - 1], part)
+        for name, part in sets.items()
+        for image in read_matrix(root / "setid.mat", name, len(numbers))
+    ]
+    return assemble("flowers", rows, FLOWERS)
 
 
 def aircraft(argument: str) -> Source:
     """aircraft:PATH, FGVC-Aircraft 2013b as published, at the level of its 100 variants; PATH holds data/."""
     root = find_root("aircraft", argument, ("images", "variants.txt", "images_variant_train.txt"))
-    lists: dict[str, Part] = {"train": "train", "val": "validation", "test": "test"}
-    return assemble(
-        "aircraft",
-        [
-            Entry(root / "images" / f"{image}.jpg", " ".join(variant), part)
-            for name, part in lists.items()
-            for image, *variant in read_list(root / f"images_variant_{name}.txt")
-        ],
-        tuple(" ".join(words) for words in read_list(root / "variants.txt")),
-    )
+    listed = read_lists(root, {f"images_variant_{name}": PARTS[name] for name in ("train", "val", "test")})
+    rows = [(root / "images" / f"{image}.jpg", " ".join(variant), part) for part, image, variant in listed]
+    return assemble("aircraft", rows, [" ".join(words) for words in read_list(root / "variants.txt")])
 
 
 def dtd(argument: str) -> Source:
     """dtd:PATH, Describable Textures as published: 47 textures, the first split; PATH holds images/ and labels/."""
     root = find_root("dtd", argument, ("images", "labels/train1.txt"))
-    lists: dict[str, Part] = {"train1": "train", "val1": "validation", "test1": "test"}
-    return assemble(
-        "dtd",
-        [
-            Entry(root / "images" / image, image.partition("/")[0].replace("_", " "), part)
-            for name, part in lists.items()
-            for image, *_ in read_list(root / "labels" / f"{name}.txt")
-        ],
-    )
+    listed = read_lists(root / "labels", {"train1": "train", "val1": "validation", "test1": "test"})
+    textures = [(image, image.partition("/")[0].replace("_", " "), part) for part, image, _ in listed]
+    return assemble("dtd", [(root / "images" / image, texture, part) for image, texture, part in textures])
 
 
-def assemble(name: str, entries: list[Entry], class_names: tuple[str, ...] = ()) -> Source:
+def assemble(name: str, entries: Sequence[Entry], class_names: Sequence[str] = ()) -> Source:
     """A source from the official lists; classes by name where no order is given."""
-    order = tuple(map(nfc, class_names or sorted({entry.class_name for entry in entries}, key=str.lower)))
+    order = tuple(map(nfc, class_names or sorted({class_name for _, class_name, _ in entries}, key=str.lower)))
     place = {class_name: label for label, class_name in enumerate(order)}
     return Source(
         name,
-        [place[nfc(entry.class_name)] for entry in entries],
+        [place[nfc(class_name)] for _, class_name, _ in entries],
         order,
         TEMPLATES[name],
-        pictures=[PictureFile(entry.file) for entry in entries],
-        parts=[entry.part for entry in entries],
+        pictures=[PictureFile(file) for file, _, _ in entries],
+        parts=[part for _, _, part in entries],
     )
 
 
@@ -177,10 +151,14 @@ def published_first(archive: Path) -> tuple[bool, str]:
 
 
 def exists(path: Path) -> bool:
-    """Not where nobody may look."""
-    with suppress(OSError):
-        return path.exists()
-    return False
+    """False where nobody may look; `Path.exists` raises there."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def read_lists(folder: Path, lists: Mapping[str, Part]) -> list[tuple[Part, str, list[str]]]:
+    """The first word and the other words of each line of official lists, with the part that each list is of."""
+    named = [(part, read_list(folder / f"{name}.txt")) for name, part in lists.items()]
+    return [(part, first, others) for part, lines in named for first, *others in lines]
 
 
 def read_list(file: Path) -> Iterator[list[str]]:

@@ -8,7 +8,6 @@ depth that the file declares, never by what one image happens to hold, and refus
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from feddlp.files import open_regular
 
 Image.init()
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # Pillow knows their names but has no decoder
@@ -79,9 +80,7 @@ class PictureFile:
 
     def open(self) -> Image.Image:
         try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise BadImage("not a regular file")  # opening a pipe would wait for ever
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 return read_rgb(file)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
@@ -197,10 +196,7 @@ def is_picture(path: Path) -> bool:
     """By its name, or else by its first bytes; one by its name may still turn out to be unreadable."""
     if path.suffix.lower() in READABLE | FOREIGN:
         return True
-    try:
-        if path.is_file():  # a pipe would wait for ever
-            Image.open(path, formats=RECOGNISED).close()
-            return True
-    except Exception:
-        return False
+    with suppress(Exception), open_regular(path) as file:
+        Image.open(file, formats=RECOGNISED).close()
+        return True
     return False

@@ -12,13 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from PIL import Image
+from pydantic import model_validator
 
 from feddlp.data.pictures import BadImage
 from feddlp.data.source import Picture
+from feddlp.states import Sealed
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -28,17 +30,25 @@ if TYPE_CHECKING:
 Resize: TypeAlias = "Callable[[Sequence[Image.Image]], Tensor]"
 """RGB images of any size -> [n, 3, H, W] uint8; `Backbone.resize` is one."""
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 CHUNK = 256
 MOST_THREADS = 16
 
 
-@dataclass(frozen=True)
-class Filled:
-    """How far a preparation has come."""
+class Filled(Sealed):
+    """How far a preparation has come; state.json of the cache."""
 
     done: int = 0  # pictures looked at
-    bad: tuple[tuple[int, str], ...] = ()  # which of them could not be read, and why
+    bad: tuple[tuple[int, str], ...] = ()  # which of them could not be read, in order, and why
+    sha256: str = ""  # of the rows so far, where they are kept
+
+    @model_validator(mode="after")
+    def bad_are_among_the_done(self) -> Self:
+        places = [-1, *(index for index, _ in self.bad), self.done]
+        if any(later <= earlier for earlier, later in pairwise(places)):
+            raise ValueError("pictures that could not be read are not among those looked at")
+        return self
 
     @property
     def rows(self) -> int:
@@ -85,11 +95,12 @@ def fill(images: Tensor, pictures: Sequence[Picture], resize: Resize, filled: Fi
     pool = thread_pool()
     try:
         while filled.done < len(pictures):
-            outcomes = open_all(pool, pictures[filled.done : filled.done + CHUNK], resize)
+            chunk = pictures[filled.done : filled.done + CHUNK]
+            outcomes = open_all(pool, chunk, lambda image: resize([image])[0])
             if good := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
                 images[filled.rows : filled.rows + len(good)] = torch.stack(good)
             bad = [(filled.done + i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str)]
-            filled = Filled(filled.done + len(outcomes), (*filled.bad, *bad))
+            filled = Filled(done=filled.done + len(outcomes), bad=(*filled.bad, *bad))
             yield filled
     finally:
         pool.shutdown(cancel_futures=True)
@@ -100,16 +111,15 @@ def thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
 
 
-def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], resize: Resize) -> list[Tensor | str]:
-    """Pictures side by side: rows [3, H, W], or reasons."""
+def open_all(pool: ThreadPoolExecutor, pictures: Sequence[Picture], use: Callable[[Image.Image], T]) -> list[T | str]:
+    """Open pictures side by side: what is made of each, or the reason why it cannot be read."""
+
+    def outcome(picture: Picture) -> T | str:
+        try:
+            return use(picture.open())
+        except BadImage as error:
+            return str(error)
+
     with warnings.catch_warnings():  # here and not in the threads, for the filters belong to all of them
         warnings.simplefilter("ignore")  # Pillow's notes on what it could still make of a file
-        return list(pool.map(partial(to_row, resize), pictures))
-
-
-def to_row(resize: Resize, picture: Picture) -> Tensor | str:
-    """One picture at model size, [3, H, W] uint8, or the reason why not."""
-    try:
-        return resize([picture.open()])[0]
-    except BadImage as error:
-        return str(error)
+        return list(pool.map(outcome, pictures))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from PIL import Image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Block: TypeAlias = "Sequence[Image.Image] | Tensor"
-"""Some images: in RGB and of any size, or rendered in one size. [n, 3, h, w] uint8"""
-
-T = TypeVar("T")
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 OnBadImage = Literal["error", "skip"]
@@ -58,7 +54,7 @@ class Source:
     class_names: tuple[str, ...]
     template: str = "a photo of a {}."
     pictures: Sequence[Picture] = ()
-    blocks: Callable[[], Iterator[Block]] | None = None  # in the order of the labels, made as they are asked for
+    blocks: Callable[[], Iterator[Tensor]] | None = None  # as asked for, in the order of labels [n, 3, h, w] uint8
     clients: Sequence[str] = ()  # who each image belongs to by nature; empty where nobody knows
     parts: Sequence[Part] = ()  # the official split of each image; empty where there is none
     ignored: Sequence[LeftOut] = ()  # files that were found and are not taken for images
@@ -66,15 +62,6 @@ class Source:
     def without(self, indices: Collection[int]) -> Source:
         """The same collection less some of its pictures."""
         kept = [index for index in range(len(self.labels)) if index not in indices]
-        return replace(
-            self,
-            labels=pick(self.labels, kept),
-            pictures=pick(self.pictures, kept),
-            clients=pick(self.clients, kept),
-            parts=pick(self.parts, kept),
-        )
-
-
-def pick(values: Sequence[T], indices: Sequence[int]) -> list[T]:
-    """The values at some places, or none where there are none."""
-    return [values[index] for index in indices] if values else []
+        columns: dict[str, Any] = {name: getattr(self, name) for name in ("labels", "pictures", "clients", "parts")}
+        columns = {name: [values[index] for index in kept] if values else () for name, values in columns.items()}
+        return replace(self, **columns)

@@ -145,7 +145,11 @@ def split_clients(
         mine, test = remaining[held], common
         if len(official) and common is None:  # a natural client has its own samples of the official test part
             mine, test = np.setdiff1d(mine, official), torch.from_numpy(np.intersect1d(mine, official))
-            check_official(client, mine, test)
+            if not len(mine) or not len(test):
+                raise UserError(
+                    f"data.splits=official leaves natural client {client} {len(mine)} samples to train on and "
+                    f"{len(test)} to test on; use data.splits=merged"
+                )
         share = data.test_share if test is None else 0.0
         cut = split(mine, client, test_share=share, validation_share=data.validation_share, seed=seed, strata=strata)
         found.append(cut if test is None else replace(cut, test=test))
@@ -178,14 +182,6 @@ def official_test(parts: Sequence[Part]) -> np.ndarray:
             f"{'none to train on' if len(places) else 'none to test on'}; use data.splits=merged"
         )
     return places
-
-
-def check_official(client: int, train: np.ndarray, test: torch.Tensor) -> None:
-    if not len(train) or not len(test):
-        raise UserError(
-            f"data.splits=official leaves natural client {client} {len(train)} samples to train on and {len(test)} to "
-            "test on; use data.splits=merged"
-        )
 
 
 def class_counts(
