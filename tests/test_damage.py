@@ -338,8 +338,20 @@ def test_a_state_folder_is_its_owners_alone(federation, tmp_path):
     for path in (wide, *wide.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
     identity(wide)
-    assert modes(wide) == {0o700, 0o600}
+    assert wide.stat().st_mode & 0o777 == 0o700, "which keeps others from all that is below"
     assert modes(take(wide, tmp_path / "taken").path) == {0o700, 0o600}
+
+
+def test_a_folder_of_other_things_is_not_closed_for_others(tmp_path):
+    (tmp_path / "shared").mkdir(0o755)
+    (tmp_path / "shared" / "photo.jpg").touch(0o644)
+    with pytest.raises(UserError, match=r"shared holds other things .* chmod 700"):
+        identity(tmp_path / "shared")
+    assert modes(tmp_path / "shared") == {0o755, 0o644}
+    device = Path("/dev/null").stat().st_mode
+    with pytest.raises(UserError, match="state-dir: /dev/null: Not a directory"):
+        identity(Path("/dev/null"))
+    assert Path("/dev/null").stat().st_mode == device
 
 
 def modes(folder: Path) -> set[int]:

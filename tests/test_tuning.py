@@ -22,13 +22,13 @@ METHODS = ("flora", "zero_shot", "local")
 
 
 class Quitter(Listener):
-    """Who interrupts the run after so many rounds, those of the trials included."""
+    """Who interrupts the run after so many steps, those of the trials included."""
 
-    def __init__(self, rounds):
+    def __init__(self, steps):
         super().__init__()
-        self.left = rounds
+        self.left = steps
 
-    def round_finished(self, row):
+    def stepped(self):
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -93,10 +93,11 @@ def test_the_run_is_the_one_that_its_configuration_gives_again(tuned, tmp_path):
     assert not (again.path / "tuning").exists()
 
 
-@pytest.mark.parametrize("rounds", [1, 3])  # in the trials of the first method; of the second
-def test_a_run_that_was_interrupted_while_tuning_goes_on(tuned, tmp_path, rounds):
+@pytest.mark.parametrize("share", [0.2, 0.5])  # of the steps: in the trials of the first method; of the second
+def test_a_run_that_was_interrupted_while_tuning_goes_on(tuned, tmp_path, share):
+    steps = sum(event == "stepped" for event, _ in tuned[1].told)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(config(tmp_path), Quitter(rounds))
+        experiment.run(config(tmp_path), Quitter(int(share * steps)))
     (folder,) = tmp_path.iterdir()
     written = tomllib.loads((folder / "config.toml").read_text())
     assert written["tune"]
@@ -175,6 +176,7 @@ def test_the_page_the_terminal_and_the_start_say_the_rates_and_the_caveat(tmp_pa
     run = experiment.run(config(tmp_path, tune=False, method=method, methods=["flora", "local"]), listener)
     line = "Learning rates: flora 1e-05, local 5e-05 (as configured)"
     assert line in listener.notes
+    assert any("were not tuned on this data" in warning for warning in listener.warnings)
     page = render([run])
     against = "; rates differ by method and were not tuned on this data (flora 1e-05, local 5e-05); tune=true chooses"
     assert against in page
@@ -191,4 +193,5 @@ def test_a_caveat_is_due_unless_all_was_tuned_here():
     assert caveat(equal).startswith("rates are equal and were not tuned on this data (a 0.001, b 0.001)")
     assert caveat({"a": equal["a"]}) == "its learning rate was not tuned on this data (a 0.001)"
     rates["b"]["edge"] = True
+    assert caveat(rates) == "the best rate tried for b is the smallest or largest of the grid"
     assert described(rates) == "Learning rates: a 0.001, b 0.003, the edge of what was tried (x)"

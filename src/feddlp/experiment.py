@@ -18,7 +18,7 @@ from feddlp.memory import reset_peak
 from feddlp.provenance import code_of, learning_rates, own_methods
 from feddlp.record_types import environment
 from feddlp.records import ROSTER, TAKEN, RunFolder
-from feddlp.report.rates import described
+from feddlp.report.rates import caveat, described
 
 
 class Reporter(preparation.Reporter, Protocol):
@@ -127,9 +127,12 @@ def execute(entry: Entry, materials: Materials, reporter: Reporter) -> None:
 
 
 def say_rates(config: Config, reporter: preparation.Reporter) -> None:
-    """Which learning rates a run has, and where they come from."""
-    if rates := {name: rate.model_dump() for name, rate in learning_rates(config).items()}:
+    """Say which learning rates a run has, where they come from, and what stands against a comparison at them."""
+    rates = {name: rate.model_dump() for name, rate in learning_rates(config).items()}
+    if rates:
         reporter.note(described(rates))
+    if len(rates) > 1 and (against := caveat(rates)):
+        reporter.warn(against)
 
 
 def check_environment(folder: RunFolder, fingerprints: Mapping[str, str], reporter: Reporter) -> None:

@@ -10,7 +10,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO
@@ -28,15 +28,10 @@ MIB = 2**20
 
 
 @contextmanager
-def private(folder: Path) -> Iterator[None]:
-    """A folder that its owner alone can look into, as are all files that lie there or come to lie there."""
+def owner_only() -> Iterator[None]:
+    """Have files and folders that are made meanwhile readable by their owner alone."""
     before = os.umask(0o077)
     try:
-        make_folder(folder)
-        for path in (folder, *folder.rglob("*")):
-            with suppress(FileNotFoundError):  # another process has just replaced it
-                if not path.is_symlink() and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
-                    path.chmod(mode & 0o700)
         yield
     finally:
         os.umask(before)

@@ -147,7 +147,7 @@ class Runner:
             self.reporter.warn(f"{method}: {len(missing)} of {len(trials)} trials have no score: {', '.join(missing)}")
         for name in self._edges(method, best):
             self.reporter.warn(
-                f"{method}: the chosen {name} lies at the edge of tune.grid.{name}; a wider grid may be better"
+                f"{method}: the chosen {name} is the smallest or largest of those tried; a wider grid may be better"
             )
         return best, {job_name(row[0]).rpartition("_")[0]: scores[trial] for trial, row in jobs.items()}
 

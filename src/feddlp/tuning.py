@@ -7,6 +7,8 @@ into the run's configuration, which from then on is like any other.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
+from typing import Any, cast
 
 from feddlp.config import validate
 from feddlp.errors import UserError
@@ -18,6 +20,19 @@ from feddlp.sweepfile import OWN, check_sweep
 
 RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]  # for towers of every size, and all methods alike
 ROUNDS = 3
+
+
+class Quiet:
+    """A reporter that leaves out the rounds of trials: their test accuracies, mixed over rates, are nobody's."""
+
+    def __init__(self, inner: Reporter):
+        self.inner = inner
+
+    def round_finished(self, row: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
 
 def tune(entry: Entry, materials: Materials, reporter: Reporter) -> Entry:
@@ -41,7 +56,9 @@ def tune(entry: Entry, materials: Materials, reporter: Reporter) -> Entry:
             "tune": {"grid": {"lr": RATES}, "seeds": [config.seed], "rounds": min(ROUNDS, config.training.rounds)},
         }
     )
-    runner = Runner(sweep, reporter, lambda result: None)
+    tried = f"{RATES[0]:g} to {RATES[-1]:g}, {sweep.tune.rounds} rounds each"
+    reporter.note(f"choosing learning rates on validation data: {', '.join(config.methods)}, {tried}")
+    runner = Runner(sweep, cast("Reporter", Quiet(reporter)), lambda result: None)
     for name in config.methods:
         trial, scores = runner.tune(0, name, lambda: materials)
         if scores and not any(score is not None for score in scores.values()):

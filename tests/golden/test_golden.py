@@ -22,7 +22,7 @@ from scenes import SCENES, play  # noqa: E402
 GOLDEN = HERE / "golden.json"
 
 
-SLOW = ("text", "both")
+SLOW = ("image", "text", "both")
 
 
 @pytest.mark.parametrize("scene", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SCENES])

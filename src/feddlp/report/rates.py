@@ -18,9 +18,10 @@ def described(rates: Rates) -> str:
 
 
 def caveat(rates: Rates) -> str:
-    """What stands against a comparison at these rates; empty where all were tuned on validation data of the images."""
+    """Say what stands against a comparison at these rates; nothing does where all were tuned within their grid."""
     if all(rate.get("tuned") for rate in rates.values()):
-        return ""
+        edges = [name for name, rate in rates.items() if rate.get("edge")]
+        return f"the best rate tried for {', '.join(edges)} is the smallest or largest of the grid" if edges else ""
     listed = ", ".join(f"{name} {rate['lr']:g}" for name, rate in rates.items())
     if len(rates) == 1:
         return f"its learning rate was not tuned on this data ({listed})"

@@ -14,7 +14,7 @@ from feddlp.config import Config, load_config
 from feddlp.errors import UserError, nearest
 from feddlp.federation.flower.settings import parse_clients
 from feddlp.federation.flower.statefolder import Kept, StateFolder, leaves
-from feddlp.files import make_folder, private, write_atomically
+from feddlp.files import make_folder, owner_only, write_atomically
 from feddlp.record_types import Partition
 from feddlp.records import TAKEN, RunFolder
 from feddlp.states import read, write
@@ -65,8 +65,8 @@ def take(state_dir: Path, to: Path, run: str = "") -> RunFolder:
     if not played or not partition:
         missing = source / "partition.json" if played else f"a finished round in {source}"
         raise UserError(f"{missing} is missing; restore it from a backup")
-    folder = RunFolder.create(to.parent, to.name, config.to_toml())
-    with private(folder.path):
+    with owner_only():
+        folder = RunFolder.create(to.parent, to.name, config.to_toml())
         folder.write_partition(partition.table())
         first = next(iter(played.values()))  # all over one frozen model
         folder.write_environment(
@@ -84,7 +84,7 @@ def copy_method(state: StateFolder, kept: Kept, folder: RunFolder, method: str) 
     place, pieces = folder.checkpoint(method), []
     make_folder(place)
     for piece in kept.last.clients:
-        shutil.copy(state.path / piece.file, place / piece.file)
+        shutil.copyfile(state.path / piece.file, place / piece.file)
         pieces.append(piece.model_copy(update={"rows": tuple(clients[row] for row in piece.rows)}))
     server = leaves("server/shared", state.read_report(kept)[1])
     folder.save_checkpoint(method, kept.last.round, server, pieces, kept.last.wave)

@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from feddlp.errors import UserError
-from feddlp.files import private
+from feddlp.files import make_folder, owner_only
 from feddlp.states import Commit, History, Piece, Sealed, read, remove_others, write
 
 if TYPE_CHECKING:  # whoever only passes settings on asks for a folder's identity, and needs no PyTorch
@@ -85,7 +86,8 @@ class StateFolder:
             BusyError: another process holds it for longer than `patience` seconds.
             UserError: it cannot be made.
         """
-        with writing(self.path), private(self.path):
+        with writing(self.path), owner_only():
+            make_folder(self.path)
             lock = FileLock(self.path / ".lock", mode=0o600)
             try:
                 lock.acquire(timeout=patience)
@@ -202,13 +204,31 @@ def writing(path: Path) -> Iterator[None]:
 def identity(folder: Path) -> str:
     """What tells this state folder from every other; made when it is first used."""
     file = folder / "node.json"
-    with writing(folder), private(folder), FileLock(folder / ".lock", mode=0o600):
+    with writing(folder), owner_only():
+        make_folder(folder)
+        close(folder, file)
+    with writing(folder), owner_only(), FileLock(folder / ".lock", mode=0o600):
         if (found := read(file, Identity)) is None:
             if left := next(folder.glob("*/*/state.json"), None):
                 raise UserError(f"{file} is missing, and {left} is there; restore it, or move {folder} away")
             found = Identity(state=uuid4().hex)
             write(file, found)
     return found.state
+
+
+def close(folder: Path, ours: Path) -> None:
+    """Keep others out of a state folder; what is below it is then out of their reach too.
+
+    Raises:
+        UserError: others may look into it, and it holds something else than a node's state.
+    """
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        if any(folder.iterdir()) and not ours.exists():
+            raise UserError(
+                f"state-dir: {folder} holds other things and is open to others; name a folder of its own, or close it "
+                f"with: chmod 700 {folder}"
+            )
+        folder.chmod(0o700)
 
 
 def digest(round: int, chosen: Sequence[int], order: Parcel) -> str:
