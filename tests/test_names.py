@@ -150,3 +150,8 @@ def test_a_file_with_a_wicked_name_is_shown_in_one_line(monkeypatch, capsys, tmp
     said = capsys.readouterr()
     assert f"  {Path(tmp_path) / 'cat'}/a\\nunreadable: 0\\x1b[8m.png (the file is empty)" in said.out
     assert not forbidden(said.out + said.err)
+
+
+def test_class_names_that_are_decimal_numbers_are_ordered_by_size():
+    assert in_order(["10.5", "2.5", "1.5", "-3"]) == ["-3", "1.5", "2.5", "10.5"]
+    assert in_order(["10", "2", "1e1"]) == ["10", "1e1", "2"]

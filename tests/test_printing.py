@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from feddlp.errors import UserError
 from feddlp.printing import print_run
 from feddlp.progress import Console, make_reporter
 from feddlp.record_types import CLIENT_COLUMNS
@@ -41,6 +42,12 @@ def test_a_table_shows_every_number_whole_at_any_width(run, colours, capsys, mon
         print_run(run, console)
         text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
         assert [number for number in NUMBERS if number not in text] == [], columns
+
+
+def test_a_damaged_configuration_is_named(run):
+    run.config.write_text("x = [")
+    with pytest.raises(UserError, match=r"config\.toml is not valid TOML"):
+        print_run(run, Console())
 
 
 @pytest.mark.parametrize("colours", ["", "1"])

@@ -157,7 +157,11 @@ class DeploymentConfig(Section):
     max_norm: float = Field(0.0, ge=0, description="largest L2 norm of a client's change to be averaged; 0 = any")
     max_samples: int = Field(1_000_000, ge=1, lt=2**53, description="most samples of a kind that a client may have")
     max_share: float = Field(
-        1.0, gt=0, le=1, description="largest share of one client in an average of three or more; 1 = any"
+        0.0,
+        ge=0,
+        le=1,
+        description="largest share of one client in an average of three or more; 1 = any; 0 = half where clients bring "
+        "images of their own, so that nobody can check how many, else any",
     )
 
 

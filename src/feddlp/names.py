@@ -71,4 +71,4 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def are_numbers(names: Iterable[str]) -> bool:
-    return all(name.removeprefix("-").isdecimal() for name in names)
+    return all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddlp.completeness import missing_newcomers, missing_rounds
+from feddlp.config import read_table
 from feddlp.errors import UserError
 from feddlp.files import write_atomically
 from feddlp.names import csv_text, printable
@@ -38,7 +38,7 @@ def print_run(folder: RunFolder, console: Console) -> None:
     if not rows:
         raise UserError(f"{folder.path} has no finished round yet; start it with: feddlp resume {folder.path}")
     console.print(*comparison(summarise(rows), str(folder.path)), crop=False)
-    if rates := tomllib.loads(folder.config.read_text(encoding="utf-8")).get("rates"):
+    if rates := read_table(folder.config).get("rates"):
         console.print(f"{described(rates)}.", soft_wrap=True)
     if newcomers := folder.read_newcomers():
         console.print(newcomers_table(newcomers), crop=False)

@@ -135,3 +135,21 @@ def test_a_method_that_shares_nothing_has_nothing_to_be_measured():
     bounds = Proportion(FLoRA(), TRAINING, {})
     assert bounds.refused({}, {}, SAMPLES) == {}
     bounds.check_order({}, {}, 3, 30)
+
+
+def test_who_claims_many_samples_moves_no_further_for_it():
+    before = times(FIRST, 1.0)
+    claimed = torch.tensor([1_000_000, 100, 100, 100, 100])
+    uploads = {"adapter": {leaf: value.repeat(5, 1, 1) for leaf, value in before["adapter"].items()}}
+    for value in uploads["adapter"].values():
+        value[0] = 600 * value[0] + 60
+    assert set(proportion().refused(uploads, before, claimed)) == {0}
+
+
+def test_one_refused_upload_does_not_keep_the_others_from_being_remembered():
+    bounds = proportion()
+    before = times(FIRST, 1.0)
+    uploads = {"adapter": {leaf: value.repeat(3, 1, 1) for leaf, value in before["adapter"].items()}}
+    uploads["adapter"]["x.A"][0] += 1e6
+    assert set(bounds.refused(uploads, before, SAMPLES)) == {0}
+    assert len(bounds.usual) == 2

@@ -57,9 +57,10 @@ class Proportion:
         if not self.first:
             return {}
         changes = {a: {leaf: v - before[a][leaf] for leaf, v in theta.items()} for a, theta in uploads.items()}
-        reach, moved, found = self.reach(samples), norms(changes), {}
-        steps = (moved / reach)[reach > 0].tolist()
-        usual = max(ALWAYS, USUAL * median_low([*self.usual, *steps, *[0.0] * (not steps)]))
+        believed = samples.clamp(max=int(USUAL * samples.median()))  # who claims more moves no further for it
+        reach, moved, found = self.reach(believed), norms(changes), {}
+        steps = (moved / reach).nan_to_num(0.0, 0.0).tolist()
+        usual = max(ALWAYS, USUAL * median_low([*self.usual, *steps]))
         limits = self.limits(before, min(self.method.longest_step, usual) * reach)
         for place, (norm, limit, change) in enumerate(torch.stack([norms(uploads), limits, moved], 1).tolist()):
             if norm > limit:
@@ -68,7 +69,7 @@ class Proportion:
                 )
             elif self.max_norm and change > self.max_norm:
                 found[place] = f"its change has the norm {change:.3g}, more than deployment.max_norm={self.max_norm:g}"
-        self.usual += steps if not found else []
+        self.usual += [step for place, step in enumerate(steps) if place not in found]
         return found
 
     def check_order(self, order: Adapters, before: Adapters, rounds: int, most_samples: int) -> None:

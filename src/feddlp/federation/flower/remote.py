@@ -37,7 +37,7 @@ class RemoteClients:
 
     def __init__(self, nodes: Nodes, config: Config, method: str, facts: Mapping[str, Any]):
         self.nodes, self.config, self.method = nodes, config, method
-        self.max_share = config.deployment.max_share
+        self.max_share = config.deployment.max_share or (0.5 if config.data.partition == "natural" else 1.0)
         known = nodes.registry
         self.facts = {**facts, "method": method, "class_names": known.class_names, "frozen": known.frozen}
 
