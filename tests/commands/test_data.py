@@ -41,6 +41,28 @@ def test_an_unreadable_image_ends_with_one(photos, monkeypatch, capsys):
     assert f"{photos}/cat/b.png (the file is empty)" in capsys.readouterr().out
 
 
+def test_a_site_may_have_one_class(photos, monkeypatch, capsys):
+    (photos / "t.csv").write_text("path,label\ncat/a.png,x\n")
+    (photos / "dog" / "a.png").unlink()
+    (photos / "dog").rmdir()
+    for source, name in ((photos, "photos"), (f"clients:{photos.parent}", photos.parent.name), (photos / "t.csv", "t")):
+        assert feddlp(monkeypatch, "data", "check", str(source)) == 0
+        first, second = capsys.readouterr().out.splitlines()[:2]
+        assert first == f"{name}: 1 image, 1 class"
+        assert "enough for a site" in second
+        assert "feddlp run needs at least 2" in second
+
+
+def test_a_class_without_images_is_listed_among_the_other_problems(photos, monkeypatch, capsys):
+    (photos / "empty").mkdir()
+    assert feddlp(monkeypatch, "data", "check", str(photos)) == 1
+    (photos / "cat" / "b.png").write_bytes(b"")
+    assert feddlp(monkeypatch, "data", "check", str(photos)) == 1
+    printed = capsys.readouterr().out
+    assert "without an image: 1 class (empty)" in printed
+    assert f"{photos}/cat/b.png (the file is empty)" in printed
+
+
 def test_a_table_needs_no_prefix(photos, monkeypatch, capsys):
     (photos / "t.csv").write_text("path,label\ncat/a.png,x\ndog/a.png,y\n")
     assert feddlp(monkeypatch, "data", "check", str(photos / "t.csv")) == 0

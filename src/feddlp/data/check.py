@@ -13,6 +13,7 @@ from PIL import Image
 
 from feddlp.data.preparation import CHUNK, open_all, thread_pool
 from feddlp.data.source import LeftOut, Source
+from feddlp.errors import counted
 
 FEW = 5
 
@@ -41,6 +42,10 @@ class Findings:
             groups[seen.digest].append(index)
         return [group for group in groups.values() if len(group) > 1]
 
+    def empty_classes(self) -> list[str]:
+        found = set(self.source.labels)
+        return [name for label, name in enumerate(self.source.class_names) if label not in found]
+
 
 def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
     """Open every picture once."""
@@ -64,7 +69,9 @@ def describe(findings: Findings) -> Iterator[str]:
     source = findings.source
     counts = Counter(source.labels)
     per_class = [counts[label] for label in range(len(source.class_names))]
-    yield f"{source.name}: {len(source.labels):,} images, {len(source.class_names)} classes"
+    yield f"{source.name}: {counted(len(source.labels), 'image')}, {counted(len(per_class), 'class')}"
+    if len(per_class) == 1:
+        yield "1 class is enough for a site of a federation and for feddlp evaluate; feddlp run needs at least 2"
     yield f"images of a class: {spread(per_class)}"
     smallest = sorted(zip(per_class, source.class_names, strict=True))[:FEW]
     yield "fewest: " + ", ".join(f"{name} {count}" for count, name in smallest)
@@ -88,6 +95,8 @@ def spread(values: Sequence[int]) -> str:
 def describe_files(findings: Findings) -> Iterator[str]:
     """What is the matter with which files."""
     source, groups = findings.source, findings.duplicates()
+    if empty := findings.empty_classes():
+        yield f"without an image: {counted(len(empty), 'class')} ({', '.join(empty)})"
     across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
     repeated = sum(map(len, groups)) - len(groups)
     yield f"duplicates: {repeated}" + (f" images repeat another, {across} times across classes" if groups else "")

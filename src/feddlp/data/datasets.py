@@ -8,7 +8,7 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,25 +81,24 @@ def glyphs(argument: str) -> Source:
     return rendered(argument)
 
 
+SEVERAL = {"folder": folder, "clients": clients, "csv": table}  # at least 2 classes, unless a site's own
 SOURCES: dict[str, Callable[[str], Source]] = {
     "digits": digits,
-    "folder": folder,
-    "clients": clients,
-    "csv": table,
+    **SEVERAL,
     "hub": hub,
     **PAPER_SETS,
     "glyphs": glyphs,
 }
-FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
-OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
-    "folder": one_client,
-    "clients": partial(clients, least=1),
-    "csv": partial(table, least=1),
-}
+FROM_DISK = (*SEVERAL, *PAPER_SETS)  # sources that are a path
+CHECKED = SOURCES | {kind: partial(source, least=1) for kind, source in SEVERAL.items()}  # one class is enough
+OWN = CHECKED | {"folder": one_client}
 
 
-def find(dataset: str) -> Source:
+def find(dataset: str, sources: Mapping[str, Callable[[str], Source]] = SOURCES) -> Source:
     """The source that `data.dataset` names.
+
+    Args:
+        sources: SOURCES; or CHECKED or OWN, where one class is enough.
 
     Raises:
         UserError: unknown name, or a collection that cannot be used.
@@ -109,7 +108,7 @@ def find(dataset: str) -> Source:
         raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
         raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
-    return checked(SOURCES[kind](argument))
+    return checked(sources[kind](argument))
 
 
 def checked(source: Source) -> Source:
@@ -138,8 +137,7 @@ def checked(source: Source) -> Source:
 
 def find_own(dataset: str) -> Source:
     """What a site has, be it of one class only; a plain folder is one client's."""
-    kind, _, argument = dataset.partition(":")
-    return checked(OWN[kind](argument)) if kind in OWN else find(dataset)
+    return find(dataset, OWN)
 
 
 def load(

@@ -59,10 +59,10 @@ class Kind(NamedTuple):
     part: Part | None
 
 
-def folder(argument: str) -> Source:
+def folder(argument: str, least: int = 2) -> Source:
     """folder:PATH, one sub-folder per class, images in any format that Pillow reads, nested folders included."""
     root = existing_folder("folder", argument)
-    return replace(owned(f"folder:{argument}", root, [root], [], every=True), clients=())
+    return replace(owned(f"folder:{argument}", root, [root], [], least, every=True), clients=())
 
 
 def clients(argument: str, least: int = 2) -> Source:
@@ -84,7 +84,8 @@ def owned(
 
     Args:
         least: so many classes are needed.
-        every: a class folder without images is an error; otherwise it is no class.
+        every: a class folder without images is an error, or an empty class if one class is enough; otherwise it is no
+            class.
     """
     kinds = [kind for client in clients for kind in class_folders(given, client)]
     if len({kind.part is None for kind in kinds}) > 1:
@@ -211,13 +212,13 @@ def files_below(path: Path) -> Found:
 
 
 def check_classes(given: str, counts: dict[str, int], least: int) -> None:
-    """Refuse fewer than `least` classes, and any without an image."""
+    """Refuse fewer than `least` classes and, unless one is enough, any without an image."""
     if len(counts) < least:
         raise UserError(
             f"data.dataset={given} has {len(counts)} class folder(s), at least {least} are needed; "
             "put the images of each class in a sub-folder of its own"
         )
-    if empty := [name for name, count in counts.items() if not count]:
+    if least > 1 and (empty := [name for name, count in counts.items() if not count]):
         raise UserError(
             f"data.dataset={given} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
             "add images or remove the folder"
