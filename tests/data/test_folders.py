@@ -279,11 +279,25 @@ def test_splits_have_many_names(tmp_path, names):
     assert len(source.parts) == 4 * len(names)
 
 
-def test_a_class_of_one_split_alone_is_a_class(split):
-    save(split / "test" / "ape" / "a.png")
-    (split / "train" / "empty").mkdir()
-    save(split / "val" / "empty" / "a.png")
-    assert find(f"folder:{split}").class_names == ("ape", "cat", "dog", "empty")
+def test_a_class_of_the_training_split_alone_is_a_class(split):
+    save(split / "train" / "ape" / "a.png")
+    (split / "val" / "ape").mkdir()
+    assert find(f"folder:{split}").class_names == ("ape", "cat", "dog")
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_classes_without_training_images_are_refused(split, part):
+    for name in ("Dog", "ape"):
+        save(split / part / name / "a.png")
+    (split / "train" / "ape").mkdir()
+    with pytest.raises(UserError, match=r"has 2 classes with images for .* none for training: Dog, ape; rename or"):
+        find(f"folder:{split}")
+
+
+def test_the_training_images_of_a_class_may_be_another_clients(tmp_path):
+    for place in ("ann/train/cat", "ann/train/dog", "ann/test/cat", "bob/train/cat", "bob/test/cat", "bob/test/dog"):
+        save(tmp_path / place / "a.png")
+    assert find(f"clients:{tmp_path}").class_names == ("cat", "dog")
 
 
 def test_classes_that_are_called_as_splits_are_classes_by_what_lies_in_them(tmp_path):

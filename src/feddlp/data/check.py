@@ -43,8 +43,8 @@ class Findings:
         return [group for group in groups.values() if len(group) > 1]
 
     def empty_classes(self) -> list[str]:
-        found = set(self.source.labels)
-        return [name for label, name in enumerate(self.source.class_names) if label not in found]
+        missing = set(range(len(self.source.class_names))) - set(self.source.labels)
+        return [self.source.class_names[label] for label in sorted(missing)]
 
 
 def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
@@ -75,11 +75,17 @@ def describe(findings: Findings) -> Iterator[str]:
     yield f"images of a class: {spread(per_class)}"
     smallest = sorted(zip(per_class, source.class_names, strict=True))[:FEW]
     yield "fewest: " + ", ".join(f"{name} {count}" for count, name in smallest)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in source.class_names:
+        alike[" ".join(name.casefold().split())].append(repr(name))
+    for names in alike.values():
+        if len(names) > 1:
+            yield f"warning: {' and '.join(names)} may be the same class to a tokenizer; `feddlp run` compares tokens"
     if findings.seen:
         yield f"width: {spread([seen.width for seen in findings.seen.values()])} pixels"
         yield f"height: {spread([seen.height for seen in findings.seen.values()])} pixels"
     if deep := [seen.brightest for seen in findings.seen.values() if seen.brightest is not None]:
-        yield f"grey of more than 8 bits: {len(deep)} images, brightest value {max(deep):,} (scaled by declared depth)"
+        yield f"grey images of more than 8 bits: {len(deep)}, brightest value {max(deep):,} (scaled by declared depth)"
     if source.clients:
         sizes = Counter(source.clients)
         yield f"clients: {len(sizes)}, images of a client: {spread(list(sizes.values()))}"
@@ -97,13 +103,14 @@ def describe_files(findings: Findings) -> Iterator[str]:
     source, groups = findings.source, findings.duplicates()
     if empty := findings.empty_classes():
         yield f"without an image: {counted(len(empty), 'class')} ({', '.join(empty)})"
-    across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
-    repeated = sum(map(len, groups)) - len(groups)
-    yield f"duplicates: {repeated}" + (f" images repeat another, {across} times across classes" if groups else "")
+    across = ""
+    for what, of in (("classes", source.labels), ("official splits", source.parts)) if groups else ():
+        across += f", {sum(len({of[index] for index in group}) > 1 for group in groups)} across {what}" if of else ""
+    yield f"duplicates: {counted(sum(map(len, groups)) - len(groups), 'image')}{across}"
     for group in groups[:FEW]:
         yield "  " + " = ".join(source.pictures[index].name for index in group)
     if source.ignored:
-        yield f"not images: {len(source.ignored)} files are ignored"
+        yield f"not images: {counted(len(source.ignored), 'file')} ignored"
         yield from (f"  {file.name} ({file.reason})" for file in source.ignored[:FEW])
     yield f"unreadable: {len(findings.unreadable)}"
     yield from (f"  {file.name} ({file.reason})" for file in findings.unreadable)

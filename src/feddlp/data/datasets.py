@@ -95,20 +95,23 @@ OWN = CHECKED | {"folder": one_client}
 
 
 def find(dataset: str, sources: Mapping[str, Callable[[str], Source]] = SOURCES) -> Source:
-    """The source that `data.dataset` names.
-
-    Args:
-        sources: SOURCES; or CHECKED or OWN, where one class is enough.
+    """The source that `data.dataset` names; of CHECKED or OWN instead of SOURCES where one class is enough.
 
     Raises:
         UserError: unknown name, or a collection that cannot be used.
     """
     kind, _, argument = dataset.partition(":")
-    if kind not in SOURCES and Path(dataset).expanduser().is_dir():
-        raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
-        raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
+        fault = f"is not known, and there is no such folder or file; {nearest(kind, SOURCES)}"
+        if Path(dataset).expanduser().exists():
+            fault = "is a file; expected is a folder with one sub-folder per class, or a CSV file as csv:FILE"
+        if Path(dataset).expanduser().is_dir():
+            fault = f"is a folder; write data.dataset=folder:{dataset}"
+        raise UserError(f"data.dataset={dataset} {fault}")
     return checked(sources[kind](argument))
+
+
+find_own = partial(find, sources=OWN)  # what a site has, be it of one class only; a plain folder is one client's
 
 
 def checked(source: Source) -> Source:
@@ -133,11 +136,6 @@ def checked(source: Source) -> Source:
             )
         again[index] = LeftOut(picture.name, f"the same file as {other}")
     return replace(source.without(again), ignored=[*source.ignored, *again.values()]) if again else source
-
-
-def find_own(dataset: str) -> Source:
-    """What a site has, be it of one class only; a plain folder is one client's."""
-    return find(dataset, OWN)
 
 
 def load(

@@ -15,7 +15,7 @@ from PIL import Image
 from feddlp.data.csv_tables import PARTS
 from feddlp.data.pictures import BadImage, PictureFile, is_picture
 from feddlp.data.source import LeftOut, Part, Source
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 from feddlp.names import in_order, nfc, read_classes
 
 LONELY = "lies in no class folder"
@@ -84,14 +84,14 @@ def owned(
 
     Args:
         least: so many classes are needed.
-        every: a class folder without images is an error, or an empty class if one class is enough; otherwise it is no
-            class.
+        every: a class folder without images is an error, or an empty class if `least` is 1; otherwise it is no class.
     """
     kinds = [kind for client in clients for kind in class_folders(given, client)]
     if len({kind.part is None for kind in kinds}) > 1:
         raise UserError(f"data.dataset={given} has official splits for some clients only; give them to all or to none")
     found = [(kind, one) for kind in kinds for one in files_below(kind.folder)]
     taken = [(kind, one) for kind, one in found if not isinstance(one, LeftOut)]
+    check_splits(given, [kind for kind, _ in taken])
     counts = dict.fromkeys([kind.name for kind in kinds] * every, 0) | Counter(kind.name for kind, _ in taken)
     check_classes(given, counts, least)
     place = {name: label for label, name in enumerate(in_order(counts))}
@@ -140,6 +140,16 @@ def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
         "all hold folders of the same classes and no images beside these; move away what is no split, rename the "
         "folders if they are classes, or use csv: with a column split"
     )
+
+
+def check_splits(given: str, kinds: Sequence[Kind]) -> None:
+    """Refuse classes that the validation or test folders hold and the training folders, if there are any, lack."""
+    trained = {kind.name for kind in kinds if kind.part == "train"}
+    if trained and (lacking := sorted({kind.name for kind in kinds} - trained)):
+        raise UserError(
+            f"data.dataset={given} has {counted(len(lacking), 'class')} with images for validation or test but none "
+            f"for training: {', '.join(lacking[:5])}; rename or remove the folders"
+        )
 
 
 def existing_folder(kind: str, argument: str) -> Path:
