@@ -86,9 +86,7 @@ def test_a_run_stops_at_a_bad_image_or_leaves_it_out_and_lists_it(photos, tmp_pa
     assert feddlp(monkeypatch, "run", *words) == 2
     assert f"1 of 22 images cannot be read, the first one is {photos}/cat/3.png" in capsys.readouterr().err
     assert feddlp(monkeypatch, "run", *words, "data.on_bad_image=skip", "model.adapt=text") == 0
-    assert (
-        f"1 images cannot be read and are left out: {photos}/cat/3.png (the file is empty)" in capsys.readouterr().out
-    )
+    assert f"cannot read 1 image, left out: {photos}/cat/3.png (the file is empty)" in capsys.readouterr().out
     listed = (tmp_path / "tried" / "left_out.csv").read_text()
     assert listed == f"path,reason\n{photos}/cat/3.png,the file is empty\n"
     partition = json.loads((tmp_path / "tried" / "partition.json").read_text())

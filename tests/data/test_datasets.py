@@ -89,7 +89,7 @@ def test_what_is_known_of_every_picture_is_skipped_with_it(photos):
 
 def test_a_class_of_which_nothing_is_left_is_named(photos):
     spoil(photos, "dog/a.png", "dog/b.png")
-    with pytest.raises(UserError, match=r"on_bad_image=skip leaves 1 class\(es\) without an image: dog"):
+    with pytest.raises(UserError, match=r"on_bad_image=skip leaves 1 class without an image: dog"):
         load(find(f"folder:{photos}"), resize, on_bad_image="skip")
 
 

@@ -75,12 +75,10 @@ def describe(findings: Findings) -> Iterator[str]:
     yield f"images of a class: {spread(per_class)}"
     smallest = sorted(zip(per_class, source.class_names, strict=True))[:FEW]
     yield "fewest: " + ", ".join(f"{name} {count}" for count, name in smallest)
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in source.class_names:
-        alike[" ".join(name.casefold().split())].append(repr(name))
-    for names in alike.values():
-        if len(names) > 1:
-            yield f"warning: {' and '.join(names)} may be the same class to a tokenizer; `feddlp run` compares tokens"
+    folded = {name: " ".join(name.casefold().split()) for name in source.class_names}
+    for one in (form for form, times in Counter(folded.values()).items() if times > 1):
+        names = " and ".join(repr(name) for name in folded if folded[name] == one)
+        yield f"warning: {names} may be the same class to a tokenizer; `feddlp run` compares tokens"
     if findings.seen:
         yield f"width: {spread([seen.width for seen in findings.seen.values()])} pixels"
         yield f"height: {spread([seen.height for seen in findings.seen.values()])} pixels"

@@ -24,7 +24,7 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import LeftOut, OnBadImage, Part, Source
-from feddlp.errors import UserError, nearest
+from feddlp.errors import UserError, counted, nearest
 from feddlp.names import is_text
 
 if TYPE_CHECKING:
@@ -168,12 +168,11 @@ def load(
     kept = source.without({index for index, _ in pixels.bad}) if left_out else source
     if empty := [source.class_names[label] for label in sorted(set(source.labels) - set(kept.labels))]:
         raise UserError(
-            f"data.on_bad_image=skip leaves {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            f"data.on_bad_image=skip leaves {counted(len(empty), 'class')} without an image: {', '.join(empty[:5])}; "
             "add images that can be read or remove the class"
         )
-    labels, clients, parts = torch.tensor(kept.labels, dtype=torch.int64), kept.clients, kept.parts
-    about = source.class_names, source.template, clients, parts
-    return Dataset(source.name, pixels.images, labels, *about, left_out, pixels.hash)
+    labels, about = torch.tensor(kept.labels, dtype=torch.int64), (source.class_names, source.template)
+    return Dataset(source.name, pixels.images, labels, *about, kept.clients, kept.parts, left_out, pixels.hash)
 
 
 def render(source: Source, resize: Resize, progress: Progress) -> Pixels:

@@ -225,11 +225,11 @@ def check_classes(given: str, counts: dict[str, int], least: int) -> None:
     """Refuse fewer than `least` classes and, unless one is enough, any without an image."""
     if len(counts) < least:
         raise UserError(
-            f"data.dataset={given} has {len(counts)} class folder(s), at least {least} are needed; "
+            f"data.dataset={given} has {counted(len(counts), 'class folder')} and needs at least {least}; "
             "put the images of each class in a sub-folder of its own"
         )
     if least > 1 and (empty := [name for name, count in counts.items() if not count]):
         raise UserError(
-            f"data.dataset={given} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            f"data.dataset={given} has {counted(len(empty), 'class')} without an image: {', '.join(empty[:5])}; "
             "add images or remove the folder"
         )
