@@ -314,6 +314,14 @@ def test_a_model_is_taken_away_and_used(feddlp, played, photos):
     assert scored["correct"] == sum(one["correct"] for one in scored["classes"])
 
 
+def test_images_of_one_class_are_scored(feddlp, taken, photos):
+    (photos / "site").mkdir()
+    (photos / "one").rename(photos / "site" / "one")
+    scored = feddlp("evaluate", "--adapter", str(taken), "--data", "photos/site", "--json")
+    assert scored.code == 0, scored.err
+    assert [(one["class"], one["images"]) for one in json.loads(scored.out)["classes"]] == [("one", 2)]
+
+
 def test_damaged_pictures_are_named_and_survived(feddlp, taken, photos):
     ended = feddlp("predict", "--adapter", str(taken), "photos", "--json")
     assert ended.code == 1

@@ -11,7 +11,7 @@ import torch
 from feddlp import materials as module
 from feddlp.config import validate
 from feddlp.data import datasets
-from feddlp.data.splits import split_clients
+from feddlp.data.splits import ClientSplit, split_clients
 from feddlp.errors import UserError
 from feddlp.federation.host import Host, Lane
 from feddlp.federation.rounds import Federation
@@ -173,8 +173,15 @@ def test_the_basis_of_every_number_is_said():
 
 def test_few_validation_samples_are_warned_of_and_enough_are_not():
     (warning,) = said(validation_share=0.1).warnings
-    assert "only 8 validation samples" in warning
+    assert "only 8 validation samples, so" in warning
     assert said(partition="iid").warnings == []
+
+
+def test_one_of_a_kind_is_said_in_the_singular():
+    config, listener = validate({"data": {"dataset": "digits", "clients": 1}}), Listener()
+    describe_data(config, 1, [ClientSplit(*torch.arange(3).split(1))], listener)
+    assert "3 images, 1 class, 1 client; train 1" in listener.notes[0]
+    assert "only 1 validation sample, so" in listener.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +220,7 @@ def test_a_device_that_is_not_there_is_refused_by_name():
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda")
     for name in ("cuda:99", "gpu", "meta"):
-        with pytest.raises(UserError, match=f"model.device={name} is not to be had here; use auto or cpu"):
+        with pytest.raises(UserError, match=f"model.device={name} is not available here; use auto or cpu"):
             pick_device(name)
 
 

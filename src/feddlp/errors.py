@@ -15,6 +15,11 @@ class UserError(Exception):
     """
 
 
+def counted(count: int, noun: str) -> str:
+    """1, "class" -> 1 class; 2, "class" -> 2 classes"""
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A half sentence that helps with a mistyped name: the closest valid ones, or all of them."""
     valid = sorted(valid)

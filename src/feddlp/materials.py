@@ -19,7 +19,7 @@ from feddlp.data.paper_sets import TEMPLATES
 from feddlp.data.prompts import Prompts, class_prompts
 from feddlp.data.source import PARTS, LeftOut, Source
 from feddlp.data.splits import ClientSplit, class_counts, split_clients
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 from feddlp.federation.host import FederatedData
 from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_backbone
@@ -65,7 +65,7 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros((), device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"model.device={name} is not to be had here; use auto or cpu") from error
+        raise UserError(f"model.device={name} is not available here; use auto or cpu") from error
     return name
 
 
@@ -87,7 +87,7 @@ def prepare(config: Config, reporter: Reporter, share: Share | None = None) -> M
     ids = share.clients if share else ()
     splits = split_clients(source.labels, config.data, source.clients, source.parts, ids)
     if source.ignored:  # files that lie among the images and are not taken for any
-        reporter.note(f"{len(source.ignored)} files are not images and are ignored: {first_few(source.ignored)}")
+        reporter.note(f"ignored {counted(len(source.ignored), 'file')} among the images: {first_few(source.ignored)}")
     describe_data(config, len(source.class_names), splits, reporter)
     template = config.data.template or TEMPLATES.get(config.data.known_as, source.template)
     class_names = (share and share.class_names) or source.class_names
@@ -147,7 +147,7 @@ def own_source(config: Config, share: Share) -> Source:
         return source.without({index for index, owner in enumerate(owners) if owner not in chosen})
     if len(names) != len(share.clients):
         raise UserError(
-            f"{config.data.dataset} holds the images of {len(names)} client(s), and clients="
+            f"{config.data.dataset} holds the images of {counted(len(names), 'client')}, and clients="
             f"{','.join(map(str, share.clients))} names {len(share.clients)}; name one for each"
         )
     return replace(source, clients=owners)
@@ -161,8 +161,8 @@ def among(class_names: Sequence[str], found: Sequence[str]) -> torch.Tensor:
     """
     if strange := [name for name in found if name not in class_names]:
         raise UserError(
-            f"{len(strange)} class(es) are none of the federation's {len(class_names)}: {', '.join(strange[:5])}; "
-            "rename or remove them"
+            f"{counted(len(strange), 'class')} not among the federation's {len(class_names)}: "
+            f"{', '.join(strange[:5])}; rename or remove them"
         )
     return torch.tensor([list(class_names).index(name) for name in found])
 
@@ -177,7 +177,7 @@ def open_images(config: Config, source: Source, backbone: Backbone, reporter: Re
         on_bad_image=config.data.on_bad_image,
     )
     if dataset.left_out:
-        reporter.warn(f"{len(dataset.left_out)} images cannot be read and are left out: {first_few(dataset.left_out)}")
+        reporter.warn(f"cannot read {counted(len(dataset.left_out), 'image')}, left out: {first_few(dataset.left_out)}")
     return dataset
 
 
@@ -228,13 +228,13 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     test = smallest if common else sum(len(client.test) for client in splits)
     each = "the same for all" if common else f"smallest client: {smallest}"
     reporter.note(
-        f"{config.data.dataset}: {train + validation + test:,} images, {classes} classes, {len(splits)} clients; "
-        f"train {train:,}, validation {validation:,}, test {test:,} ({each})"
+        f"{config.data.dataset}: {counted(train + validation + test, 'image')}, {counted(classes, 'class')}, "
+        f"{counted(len(splits), 'client')}; train {train:,}, validation {validation:,}, test {test:,} ({each})"
     )
     if validation < FEW_SAMPLES:
         reporter.warn(
-            f"only {validation} validation samples, so what is chosen on them (a round, with tune=true a rate) means "
-            "little; raise data.validation_share or use fewer clients"
+            f"only {counted(validation, 'validation sample')}, so what is chosen on them (a round, with tune=true a rate) "
+            "means little; raise data.validation_share or use fewer clients"
         )
     if config.data.dataset.partition(":")[0] not in CHARACTERS and config.model.checkpoint in EMBEDDED:
         reporter.warn(

@@ -140,7 +140,7 @@ def test_a_wrong_option_is_named(words, part):
         ("method=fedlp", "did you mean feddlp"),
         ("method=zero_shot", "method=zero_shot trains nothing"),
         ("model=/no/such/model", "/no/such/model cannot be loaded"),
-        ("device=cuda:99", "device=cuda:99 is not to be had here"),
+        ("device=cuda:99", "device=cuda:99 is not available here"),
     ],
 )
 def test_a_workload_that_is_not_to_be_had_is_named(word, part):

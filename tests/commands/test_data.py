@@ -41,6 +41,28 @@ def test_an_unreadable_image_ends_with_one(photos, monkeypatch, capsys):
     assert f"{photos}/cat/b.png (the file is empty)" in capsys.readouterr().out
 
 
+def test_a_site_may_have_one_class(photos, monkeypatch, capsys):
+    (photos / "t.csv").write_text("path,label\ncat/a.png,x\n")
+    (photos / "dog" / "a.png").unlink()
+    (photos / "dog").rmdir()
+    for source, name in ((photos, "photos"), (f"clients:{photos.parent}", photos.parent.name), (photos / "t.csv", "t")):
+        assert feddlp(monkeypatch, "data", "check", str(source)) == 0
+        first, second = capsys.readouterr().out.splitlines()[:2]
+        assert first == f"{name}: 1 image, 1 class"
+        assert "enough for a site" in second
+        assert "feddlp run needs at least 2" in second
+
+
+def test_a_class_without_images_is_listed_among_the_other_problems(photos, monkeypatch, capsys):
+    (photos / "empty").mkdir()
+    assert feddlp(monkeypatch, "data", "check", str(photos)) == 1
+    (photos / "cat" / "b.png").write_bytes(b"")
+    assert feddlp(monkeypatch, "data", "check", str(photos)) == 1
+    printed = capsys.readouterr().out
+    assert "without an image: 1 class (empty)" in printed
+    assert f"{photos}/cat/b.png (the file is empty)" in printed
+
+
 def test_a_table_needs_no_prefix(photos, monkeypatch, capsys):
     (photos / "t.csv").write_text("path,label\ncat/a.png,x\ndog/a.png,y\n")
     assert feddlp(monkeypatch, "data", "check", str(photos / "t.csv")) == 0
@@ -64,9 +86,7 @@ def test_a_run_stops_at_a_bad_image_or_leaves_it_out_and_lists_it(photos, tmp_pa
     assert feddlp(monkeypatch, "run", *words) == 2
     assert f"1 of 22 images cannot be read, the first one is {photos}/cat/3.png" in capsys.readouterr().err
     assert feddlp(monkeypatch, "run", *words, "data.on_bad_image=skip", "model.adapt=text") == 0
-    assert (
-        f"1 images cannot be read and are left out: {photos}/cat/3.png (the file is empty)" in capsys.readouterr().out
-    )
+    assert f"cannot read 1 image, left out: {photos}/cat/3.png (the file is empty)" in capsys.readouterr().out
     listed = (tmp_path / "tried" / "left_out.csv").read_text()
     assert listed == f"path,reason\n{photos}/cat/3.png,the file is empty\n"
     partition = json.loads((tmp_path / "tried" / "partition.json").read_text())

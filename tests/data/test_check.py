@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pictures_factory import KINDS, make_photos, noise, save
+from pictures_factory import KINDS, make_photos, noise, picture, save
 from PIL import Image
 
 from feddlp.data.check import describe, examine
@@ -33,8 +33,26 @@ def test_the_same_pixels_are_found_under_any_name_and_format(photos):
     save(photos / "cat" / "c.png", noise())
     save(photos / "dog" / "d.tiff", noise())
     found = lines(f"folder:{photos}")
-    assert "duplicates: 3 images repeat another, 1 times across classes" in found
+    assert "duplicates: 3 images, 1 across classes" in found
     assert f"  {photos}/cat/c.png = {photos}/dog/d.tiff" in found
+
+
+def test_the_same_pixels_in_two_official_splits_are_said(tmp_path):
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            save(tmp_path / part / name / "a.png", picture((number * 90, 0, 0)))
+    save(tmp_path / "train" / "dog" / "b.png", picture((90, 0, 0)))
+    assert "duplicates: 3 images, 0 across classes, 2 across official splits" in lines(f"folder:{tmp_path}")
+
+
+def test_classes_that_differ_in_capitals_or_spaces_are_warned_of(photos):
+    for name in ("ANT", "ant", "a  b", "a b"):
+        save(photos / name / "a.png")
+    warned = [line for line in lines(f"folder:{photos}") if line.startswith("warning: ")]
+    assert [line.partition(" may be the same class to a tokenizer")[0] for line in warned] == [
+        "warning: 'ANT' and 'ant'",
+        "warning: 'a  b' and 'a b'",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +76,7 @@ def test_a_closed_folder_counts_as_unreadable(nobody):
 
 def test_ignored_files_clients_and_splits_are_said(photos, tmp_path):
     (photos / "cat" / "notes.txt").write_text("hello")
-    assert "not images: 1 files are ignored" in lines(f"folder:{photos}")
+    assert "not images: 1 file ignored" in lines(f"folder:{photos}")
     rows = ["path,label,client,split", "cat/a.png,x,ann,train", "cat/b.png,y,ann,test", "dog/a.png,x,bob,train"]
     (photos / "table.csv").write_text("\n".join(rows))
     found = lines(f"csv:{photos / 'table.csv'}")
@@ -73,6 +91,6 @@ def test_images_that_are_made_on_the_spot_are_counted(photos):
 def test_deep_grey_is_said_with_its_brightest_value(photos):
     for value in (200, 3499):
         save(photos / "cat" / f"{value}.png", Image.fromarray(np.full((9, 9), value, np.uint16)))
-    assert "grey of more than 8 bits: 2 images, brightest value 3,499 (scaled by declared depth)" in lines(
+    assert "grey images of more than 8 bits: 2, brightest value 3,499 (scaled by declared depth)" in lines(
         f"folder:{photos}"
     )

@@ -138,7 +138,7 @@ def test_a_path_may_be_absolute_and_a_missing_file_is_found_when_opened(write, t
         (["path,label,Label ", "a.png,x,y"], "2 columns label; keep one"),
         (["path,label,split,split", "a.png,x,train,test"], "2 columns split; keep one"),
         (["path,label"], "no line below its header"),
-        (["path,label", "a.png,x"], r"1 label\(s\), at least 2"),
+        (["path,label", "a.png,x"], r"1 label and needs at least 2"),
         (["path,label", "a.png,x", "b.png"], "line 3 has no label"),
         (["path,label", ",x"], "line 2 has no path"),
         (["path,label,client", "a.png,x,"], "line 2 has no client"),

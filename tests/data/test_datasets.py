@@ -89,7 +89,7 @@ def test_what_is_known_of_every_picture_is_skipped_with_it(photos):
 
 def test_a_class_of_which_nothing_is_left_is_named(photos):
     spoil(photos, "dog/a.png", "dog/b.png")
-    with pytest.raises(UserError, match=r"on_bad_image=skip leaves 1 class\(es\) without an image: dog"):
+    with pytest.raises(UserError, match=r"on_bad_image=skip leaves 1 class without an image: dog"):
         load(find(f"folder:{photos}"), resize, on_bad_image="skip")
 
 
@@ -104,7 +104,7 @@ def test_a_class_that_was_empty_before_is_not_put_down_to_skipping(photos):
 
 
 def test_an_unknown_data_set_gets_the_nearest_name():
-    with pytest.raises(UserError, match=r"data\.dataset=digit is not known; did you mean digits"):
+    with pytest.raises(UserError, match=r"data\.dataset=digit is not known, .*; did you mean digits"):
         find("digit")
     with pytest.raises(UserError, match=r"valid: .*digits, dtd"):
         find("xyzzy")
@@ -147,3 +147,11 @@ def test_every_source_is_described_on_one_line():
 def test_a_bare_folder_is_told_how_to_be_written(tmp_path):
     with pytest.raises(UserError, match=f"write data.dataset=folder:{tmp_path}"):
         datasets.find(str(tmp_path))
+
+
+def test_a_path_to_nothing_or_to_one_image_is_told_what_is_expected(photos):
+    for name in (f"{photos}/nowhere", "photos.csv", "nosuch"):
+        with pytest.raises(UserError, match="there is no such folder or file"):
+            find(name)
+    with pytest.raises(UserError, match=r"a\.png is a file; expected is a folder with one sub-folder per class, or"):
+        find(f"{photos}/cat/a.png")

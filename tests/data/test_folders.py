@@ -108,7 +108,7 @@ def test_folders_of_clients_hold_folders_of_classes(tmp_path):
 
 def test_clients_need_two_classes_too(tmp_path):
     save(tmp_path / "ann" / "cat" / "a.png")
-    with pytest.raises(UserError, match=r"clients:.* has 1 class folder\(s\), at least 2"):
+    with pytest.raises(UserError, match=r"clients:.* has 1 class folder and needs at least 2"):
         find(f"clients:{tmp_path}")
 
 
@@ -210,7 +210,7 @@ def test_classes_without_images_are_named(photos):
     (photos / "empty").mkdir()
     (photos / "notes").mkdir()
     (photos / "notes" / "a.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"2 class\(es\) without an image: empty, notes"):
+    with pytest.raises(UserError, match=r"2 classes without an image: empty, notes"):
         find(f"folder:{photos}")
 
 
@@ -279,11 +279,25 @@ def test_splits_have_many_names(tmp_path, names):
     assert len(source.parts) == 4 * len(names)
 
 
-def test_a_class_of_one_split_alone_is_a_class(split):
-    save(split / "test" / "ape" / "a.png")
-    (split / "train" / "empty").mkdir()
-    save(split / "val" / "empty" / "a.png")
-    assert find(f"folder:{split}").class_names == ("ape", "cat", "dog", "empty")
+def test_a_class_of_the_training_split_alone_is_a_class(split):
+    save(split / "train" / "ape" / "a.png")
+    (split / "val" / "ape").mkdir()
+    assert find(f"folder:{split}").class_names == ("ape", "cat", "dog")
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_classes_without_training_images_are_refused(split, part):
+    for name in ("Dog", "ape"):
+        save(split / part / name / "a.png")
+    (split / "train" / "ape").mkdir()
+    with pytest.raises(UserError, match=r"has 2 classes with images for .* none for training: Dog, ape; rename or"):
+        find(f"folder:{split}")
+
+
+def test_the_training_images_of_a_class_may_be_another_clients(tmp_path):
+    for place in ("ann/train/cat", "ann/train/dog", "ann/test/cat", "bob/train/cat", "bob/test/cat", "bob/test/dog"):
+        save(tmp_path / place / "a.png")
+    assert find(f"clients:{tmp_path}").class_names == ("cat", "dog")
 
 
 def test_classes_that_are_called_as_splits_are_classes_by_what_lies_in_them(tmp_path):
@@ -319,6 +333,17 @@ def test_what_could_be_splits_or_classes_is_refused_with_the_way_out(tmp_path, p
         find(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "eval"), ("train", "holdout"), ("my_train", "my-test"), ("Dev images", "train")]
+)
+def test_splits_by_names_of_ones_own_are_no_classes(tmp_path, names):
+    for name in names:
+        for kind in ("cat", "dog"):
+            save(tmp_path / name / kind / "a.png")
+    with pytest.raises(UserError, match="as if they were official splits"):
+        find(f"folder:{tmp_path}")
+
+
 def test_each_client_may_have_splits(tmp_path):
     for client in ("ann", "bob"):
         for part in ("train", "test"):
@@ -335,7 +360,17 @@ def test_each_client_may_have_splits(tmp_path):
 # Files that are nobody's
 
 SYSTEM = ["@eaDir", "@EADIR", "#recycle", "#snapshot", "@Recycle", "@tmp", "$RECYCLE.BIN", "__MACOSX", "lost+found"]
-SYSTEM += ["System Volume Information", ".thumbnails", ".Trash-1000", ".git", "@__thumb", "found.000", "RECYCLER"]
+SYSTEM += [
+    "System Volume Information",
+    ".thumbnails",
+    ".Trash-1000",
+    ".git",
+    "@__thumb",
+    "found.000",
+    "RECYCLER",
+    "Network Trash Folder",
+]
+SYSTEM += ["Temporary Items", "Recycle Bin", "_MACOSX", "@eaDir "]
 
 
 @pytest.mark.parametrize("name", SYSTEM)

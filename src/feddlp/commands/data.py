@@ -22,23 +22,23 @@ def check(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="As in data.dataset, or a folder or CSV file.")],
     debug: Debug = False,
 ) -> None:
-    """Open every image and say what is there; the exit code is 1 where some cannot be read.
+    """Open every image and say what is there; the exit code is 1 if some cannot be read or a class has none.
 
     \b
     feddlp data check photos
     feddlp data check pets:downloads/pets
     """
     from feddlp.data.check import describe, examine
-    from feddlp.data.datasets import find
+    from feddlp.data.datasets import CHECKED, find
     from feddlp.names import printable
     from feddlp.progress import Console, make_reporter
 
-    collection = find(named(source))
+    collection = find(named(source), CHECKED)
     with make_reporter(Console(stderr=True)) as reporter:
         findings = examine(collection, lambda done, total: reporter.preparing("images", done, total))
     for line in describe(findings):
         print(printable(line))
-    raise typer.Exit(1 if findings.unreadable else 0)
+    raise typer.Exit(1 if findings.unreadable or findings.empty_classes() else 0)
 
 
 def datasets(debug: Debug = False) -> None:

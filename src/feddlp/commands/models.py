@@ -109,7 +109,7 @@ def evaluate(
     from feddlp.printing import scores
 
     form = chosen_form(as_csv, as_json)
-    source = datasets.find(named(data))
+    source = datasets.find_own(named(data))
     predictor = load_predictor(adapter, model, device)
     predictor.columns_of(source.class_names)  # before anything is opened
     with make_reporter(Console(stderr=True)) as reporter:

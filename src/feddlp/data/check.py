@@ -13,6 +13,7 @@ from PIL import Image
 
 from feddlp.data.preparation import CHUNK, open_all, thread_pool
 from feddlp.data.source import LeftOut, Source
+from feddlp.errors import counted
 
 FEW = 5
 
@@ -41,6 +42,10 @@ class Findings:
             groups[seen.digest].append(index)
         return [group for group in groups.values() if len(group) > 1]
 
+    def empty_classes(self) -> list[str]:
+        missing = set(range(len(self.source.class_names))) - set(self.source.labels)
+        return [self.source.class_names[label] for label in sorted(missing)]
+
 
 def examine(source: Source, progress: Callable[[int, int], None]) -> Findings:
     """Open every picture once."""
@@ -64,15 +69,21 @@ def describe(findings: Findings) -> Iterator[str]:
     source = findings.source
     counts = Counter(source.labels)
     per_class = [counts[label] for label in range(len(source.class_names))]
-    yield f"{source.name}: {len(source.labels):,} images, {len(source.class_names)} classes"
+    yield f"{source.name}: {counted(len(source.labels), 'image')}, {counted(len(per_class), 'class')}"
+    if len(per_class) == 1:
+        yield "1 class is enough for a site of a federation and for feddlp evaluate; feddlp run needs at least 2"
     yield f"images of a class: {spread(per_class)}"
     smallest = sorted(zip(per_class, source.class_names, strict=True))[:FEW]
     yield "fewest: " + ", ".join(f"{name} {count}" for count, name in smallest)
+    folded = {name: " ".join(name.casefold().split()) for name in source.class_names}
+    for one in (form for form, times in Counter(folded.values()).items() if times > 1):
+        names = " and ".join(repr(name) for name in folded if folded[name] == one)
+        yield f"warning: {names} may be the same class to a tokenizer; `feddlp run` compares tokens"
     if findings.seen:
         yield f"width: {spread([seen.width for seen in findings.seen.values()])} pixels"
         yield f"height: {spread([seen.height for seen in findings.seen.values()])} pixels"
     if deep := [seen.brightest for seen in findings.seen.values() if seen.brightest is not None]:
-        yield f"grey of more than 8 bits: {len(deep)} images, brightest value {max(deep):,} (scaled by declared depth)"
+        yield f"grey images of more than 8 bits: {len(deep)}, brightest value {max(deep):,} (scaled by declared depth)"
     if source.clients:
         sizes = Counter(source.clients)
         yield f"clients: {len(sizes)}, images of a client: {spread(list(sizes.values()))}"
@@ -88,13 +99,16 @@ def spread(values: Sequence[int]) -> str:
 def describe_files(findings: Findings) -> Iterator[str]:
     """What is the matter with which files."""
     source, groups = findings.source, findings.duplicates()
-    across = sum(len({source.labels[index] for index in group}) > 1 for group in groups)
-    repeated = sum(map(len, groups)) - len(groups)
-    yield f"duplicates: {repeated}" + (f" images repeat another, {across} times across classes" if groups else "")
+    if empty := findings.empty_classes():
+        yield f"without an image: {counted(len(empty), 'class')} ({', '.join(empty)})"
+    across = ""
+    for what, of in (("classes", source.labels), ("official splits", source.parts)) if groups else ():
+        across += f", {sum(len({of[index] for index in group}) > 1 for group in groups)} across {what}" if of else ""
+    yield f"duplicates: {counted(sum(map(len, groups)) - len(groups), 'image')}{across}"
     for group in groups[:FEW]:
         yield "  " + " = ".join(source.pictures[index].name for index in group)
     if source.ignored:
-        yield f"not images: {len(source.ignored)} files are ignored"
+        yield f"not images: {counted(len(source.ignored), 'file')} ignored"
         yield from (f"  {file.name} ({file.reason})" for file in source.ignored[:FEW])
     yield f"unreadable: {len(findings.unreadable)}"
     yield from (f"  {file.name} ({file.reason})" for file in findings.unreadable)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from feddlp.data.pictures import PictureFile
 from feddlp.data.source import Part, Source
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 from feddlp.files import read_given
 from feddlp.names import in_order, read_classes
 
@@ -31,7 +31,7 @@ def table(argument: str, least: int = 2) -> Source:
     names = read_classes(f"csv:{argument}", [row["label"] for row in rows])
     classes = in_order(names.values())
     if len(classes) < least:
-        raise UserError(f"data.dataset=csv:{argument} has {len(classes)} label(s), at least {least} are needed")
+        raise UserError(f"data.dataset=csv:{argument} has {counted(len(classes), 'label')} and needs at least {least}")
     place = {name: label for label, name in enumerate(classes)}
     return Source(
         file.stem,

@@ -8,7 +8,7 @@ Adding a source is one function that returns a `Source`, entered in SOURCES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from feddlp.data.paper_sets import PAPER_SETS
 from feddlp.data.pictures import PictureFile
 from feddlp.data.preparation import CHUNK, Pixels, Prepare, Progress, Resize, in_memory, pixel_hash
 from feddlp.data.source import LeftOut, OnBadImage, Part, Source
-from feddlp.errors import UserError, nearest
+from feddlp.errors import UserError, counted, nearest
 from feddlp.names import is_text
 
 if TYPE_CHECKING:
@@ -81,35 +81,37 @@ def glyphs(argument: str) -> Source:
     return rendered(argument)
 
 
+SEVERAL = {"folder": folder, "clients": clients, "csv": table}  # at least 2 classes, unless a site's own
 SOURCES: dict[str, Callable[[str], Source]] = {
     "digits": digits,
-    "folder": folder,
-    "clients": clients,
-    "csv": table,
+    **SEVERAL,
     "hub": hub,
     **PAPER_SETS,
     "glyphs": glyphs,
 }
-FROM_DISK = ("folder", "clients", "csv", *PAPER_SETS)  # sources that are a path
-OWN: dict[str, Callable[[str], Source]] = {  # what one site has may be of one class
-    "folder": one_client,
-    "clients": partial(clients, least=1),
-    "csv": partial(table, least=1),
-}
+FROM_DISK = (*SEVERAL, *PAPER_SETS)  # sources that are a path
+CHECKED = SOURCES | {kind: partial(source, least=1) for kind, source in SEVERAL.items()}  # one class is enough
+OWN = CHECKED | {"folder": one_client}
 
 
-def find(dataset: str) -> Source:
-    """The source that `data.dataset` names.
+def find(dataset: str, sources: Mapping[str, Callable[[str], Source]] = SOURCES) -> Source:
+    """The source that `data.dataset` names; of CHECKED or OWN instead of SOURCES where one class is enough.
 
     Raises:
         UserError: unknown name, or a collection that cannot be used.
     """
     kind, _, argument = dataset.partition(":")
-    if kind not in SOURCES and Path(dataset).expanduser().is_dir():
-        raise UserError(f"data.dataset={dataset} is a folder; write data.dataset=folder:{dataset}")
     if kind not in SOURCES:
-        raise UserError(f"data.dataset={dataset} is not known; {nearest(kind, SOURCES)}")
-    return checked(SOURCES[kind](argument))
+        fault = f"is not known, and there is no such folder or file; {nearest(kind, SOURCES)}"
+        if Path(dataset).expanduser().exists():
+            fault = "is a file; expected is a folder with one sub-folder per class, or a CSV file as csv:FILE"
+        if Path(dataset).expanduser().is_dir():
+            fault = f"is a folder; write data.dataset=folder:{dataset}"
+        raise UserError(f"data.dataset={dataset} {fault}")
+    return checked(sources[kind](argument))
+
+
+find_own = partial(find, sources=OWN)  # what a site has, be it of one class only; a plain folder is one client's
 
 
 def checked(source: Source) -> Source:
@@ -134,12 +136,6 @@ def checked(source: Source) -> Source:
             )
         again[index] = LeftOut(picture.name, f"the same file as {other}")
     return replace(source.without(again), ignored=[*source.ignored, *again.values()]) if again else source
-
-
-def find_own(dataset: str) -> Source:
-    """What a site has, be it of one class only; a plain folder is one client's."""
-    kind, _, argument = dataset.partition(":")
-    return checked(OWN[kind](argument)) if kind in OWN else find(dataset)
 
 
 def load(
@@ -172,12 +168,11 @@ def load(
     kept = source.without({index for index, _ in pixels.bad}) if left_out else source
     if empty := [source.class_names[label] for label in sorted(set(source.labels) - set(kept.labels))]:
         raise UserError(
-            f"data.on_bad_image=skip leaves {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            f"data.on_bad_image=skip leaves {counted(len(empty), 'class')} without an image: {', '.join(empty[:5])}; "
             "add images that can be read or remove the class"
         )
-    labels, clients, parts = torch.tensor(kept.labels, dtype=torch.int64), kept.clients, kept.parts
-    about = source.class_names, source.template, clients, parts
-    return Dataset(source.name, pixels.images, labels, *about, left_out, pixels.hash)
+    labels, about = torch.tensor(kept.labels, dtype=torch.int64), (source.class_names, source.template)
+    return Dataset(source.name, pixels.images, labels, *about, kept.clients, kept.parts, left_out, pixels.hash)
 
 
 def render(source: Source, resize: Resize, progress: Progress) -> Pixels:

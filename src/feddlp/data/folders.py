@@ -15,14 +15,17 @@ from PIL import Image
 from feddlp.data.csv_tables import PARTS
 from feddlp.data.pictures import BadImage, PictureFile, is_picture
 from feddlp.data.source import LeftOut, Part, Source
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 from feddlp.names import in_order, nfc, read_classes
 
 LONELY = "lies in no class folder"
 SPLIT = re.compile(rf"({'|'.join(PARTS)})([ _-]?(set|data|images))?[ _-]?\d*", re.IGNORECASE)
+LIKE_SPLIT = re.compile(
+    r"(?<![a-z])(train(ing)?|test(ing)?|val(id(ation)?)?|eval(uation)?|hold-?out|dev)(?![a-z])", re.IGNORECASE
+)
 SYSTEM = re.compile(
     r"@(eadir|recycle|recently-snapshot|snapshot|tmp|__thumb|sharebin|syno.*)|#(recycle|snapshot)|~snapshot|"
-    r"\$(recycle\.bin|extend)|recycle[rd]|system volume information|found\.\d{3}|lost\+found|__macosx|__pycache__|"
+    r"\$(recycle\.bin|extend)|recycle( bin|[rd])|network trash folder|temporary items|system volume information|found\.\d{3}|lost\+found|_+macosx|__pycache__|"
     r"(eh)?thumbs.*\.db|desktop\.ini",
     re.IGNORECASE,
 )
@@ -59,10 +62,10 @@ class Kind(NamedTuple):
     part: Part | None
 
 
-def folder(argument: str) -> Source:
+def folder(argument: str, least: int = 2) -> Source:
     """folder:PATH, one sub-folder per class, images in any format that Pillow reads, nested folders included."""
     root = existing_folder("folder", argument)
-    return replace(owned(f"folder:{argument}", root, [root], [], every=True), clients=())
+    return replace(owned(f"folder:{argument}", root, [root], [], least, every=True), clients=())
 
 
 def clients(argument: str, least: int = 2) -> Source:
@@ -84,13 +87,14 @@ def owned(
 
     Args:
         least: so many classes are needed.
-        every: a class folder without images is an error; otherwise it is no class.
+        every: a class folder without images is an error, or an empty class if `least` is 1; otherwise it is no class.
     """
     kinds = [kind for client in clients for kind in class_folders(given, client)]
     if len({kind.part is None for kind in kinds}) > 1:
         raise UserError(f"data.dataset={given} has official splits for some clients only; give them to all or to none")
     found = [(kind, one) for kind in kinds for one in files_below(kind.folder)]
     taken = [(kind, one) for kind, one in found if not isinstance(one, LeftOut)]
+    check_splits(given, [kind for kind, _ in taken])
     counts = dict.fromkeys([kind.name for kind in kinds] * every, 0) | Counter(kind.name for kind, _ in taken)
     check_classes(given, counts, least)
     place = {name: label for label, name in enumerate(in_order(counts))}
@@ -123,22 +127,35 @@ def split_folders(given: str, root: Path) -> dict[Path, Part | None]:
     """
     below = sub_folders(root)
     matches = {path: found for path in below if (found := SPLIT.fullmatch(path.name))}
-    inside = Counter(nfc(name) for path in matches for name in {folder.name for folder in sub_folders(path)})
+    alike = [path for path in below if path in matches or LIKE_SPLIT.search(path.name)]
+    inside = Counter(nfc(name) for path in alike for name in {folder.name for folder in sub_folders(path)})
     in_common = max(inside.values(), default=0) > 1
     with_images = [
         path
         for path in matches
         if any(not left_alone(entry) and not is_folder(entry) and is_picture(entry) for entry in list_folder(path))
     ]
-    if len(matches) == 1 < len(below) or (len(with_images) == len(matches) and not in_common):
+    if not (in_common and len(alike) > len(matches)) and (
+        len(matches) == 1 < len(below) or (len(with_images) == len(matches) and not in_common)
+    ):
         return {root: None}
     if len(matches) == len(below) and not with_images and (in_common or len(below) == 1):
         return {path: PARTS[found[1].lower()] for path, found in matches.items()}
     raise UserError(
-        f"data.dataset={given} has {', '.join(path.name for path in matches)} as if they were official splits, but not "
+        f"data.dataset={given} has {', '.join(path.name for path in alike)} as if they were official splits, but not "
         "all hold folders of the same classes and no images beside these; move away what is no split, rename the "
         "folders if they are classes, or use csv: with a column split"
     )
+
+
+def check_splits(given: str, kinds: Sequence[Kind]) -> None:
+    """Refuse classes that the validation or test folders hold and the training folders, if there are any, lack."""
+    trained = {kind.name for kind in kinds if kind.part == "train"}
+    if trained and (lacking := sorted({kind.name for kind in kinds} - trained)):
+        raise UserError(
+            f"data.dataset={given} has {counted(len(lacking), 'class')} with images for validation or test but none "
+            f"for training: {', '.join(lacking[:5])}; rename or remove the folders"
+        )
 
 
 def existing_folder(kind: str, argument: str) -> Path:
@@ -180,7 +197,9 @@ def leads_down(entry: Path) -> bool:
 
 def left_alone(entry: Path) -> str:
     """Why nobody looks at an entry, whatever it holds; empty where it may belong to the collection."""
-    return "hidden" if entry.name.startswith(".") else "made by a system" if SYSTEM.fullmatch(entry.name) else ""
+    return (
+        "hidden" if entry.name.startswith(".") else "made by a system" if SYSTEM.fullmatch(entry.name.strip()) else ""
+    )
 
 
 def lonely(root: Path) -> list[LeftOut]:
@@ -211,14 +230,14 @@ def files_below(path: Path) -> Found:
 
 
 def check_classes(given: str, counts: dict[str, int], least: int) -> None:
-    """Refuse fewer than `least` classes, and any without an image."""
+    """Refuse fewer than `least` classes and, unless one is enough, any without an image."""
     if len(counts) < least:
         raise UserError(
-            f"data.dataset={given} has {len(counts)} class folder(s), at least {least} are needed; "
+            f"data.dataset={given} has {counted(len(counts), 'class folder')} and needs at least {least}; "
             "put the images of each class in a sub-folder of its own"
         )
-    if empty := [name for name, count in counts.items() if not count]:
+    if least > 1 and (empty := [name for name, count in counts.items() if not count]):
         raise UserError(
-            f"data.dataset={given} has {len(empty)} class(es) without an image: {', '.join(empty[:5])}; "
+            f"data.dataset={given} has {counted(len(empty), 'class')} without an image: {', '.join(empty[:5])}; "
             "add images or remove the folder"
         )

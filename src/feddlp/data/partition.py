@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 
 if TYPE_CHECKING:
     from feddlp.config import DataConfig
@@ -96,20 +96,20 @@ def pathological(samples: Samples, data: DataConfig, rng: np.random.RandomState)
     clients, each, classes = data.clients, data.classes_per_client, samples.classes
     if each > classes:
         raise UserError(
-            f"data.classes_per_client={each} is more than the {classes} classes there are; use at most {classes}"
+            f"data.classes_per_client={each} is more than the {counted(classes, 'class')} of the data; use at most {classes}"
         )
     if clients * each < classes:
         raise UserError(
             f"data.clients={clients} x data.classes_per_client={each} cover {clients * each} of {classes} "
-            f"classes, so samples would be left out; use at least {-(-classes // clients)} classes per client"
+            f"classes, so samples would be left out; use at least {counted(-(-classes // clients), 'class')} per client"
         )
     holdings: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label, holders in enumerate(assign_classes(classes, clients, each, rng)):
         members = samples.of(label)
         if len(members) < len(holders):
             raise UserError(
-                f"data.classes_per_client={each} with data.clients={clients} deals class {label} to "
-                f"{len(holders)} clients, and it has {len(members)} sample(s); use fewer clients or fewer classes each"
+                f"data.classes_per_client={each} with data.clients={clients} deals class {label} to {len(holders)} "
+                f"clients, and it has {counted(len(members), 'sample')}; use fewer clients or fewer classes each"
             )
         parts = np.array_split(rng.permutation(members), len(holders))
         for client, part in zip(holders, parts, strict=True):
@@ -128,8 +128,8 @@ def check_enough(samples: Samples, data: DataConfig) -> None:
     total, needed = len(samples.labels), data.clients * data.min_samples
     if needed > total:
         raise UserError(
-            f"data.clients={data.clients} with data.min_samples={data.min_samples} need {needed} samples, "
-            f"the data set has {total}; use at most {total // data.min_samples} clients, far fewer with skewed labels"
+            f"data.clients={data.clients} with data.min_samples={data.min_samples} need {needed} samples, the data "
+            f"set has {total}; use at most {counted(total // data.min_samples, 'client')}, far fewer with skewed labels"
         )
 
 
@@ -166,8 +166,8 @@ def few_shot_pathological(samples: Samples, data: DataConfig, rng: np.random.Ran
     """Every class belongs to one client, which holds `shots` samples of it; class numbers differ by one at most."""
     if data.clients > samples.classes:
         raise UserError(
-            f"data.clients={data.clients} is more than the {samples.classes} classes that "
-            f"data.partition=few_shot_pathological gives to one client each; use at most {samples.classes} clients"
+            f"data.clients={data.clients} is more than the {counted(samples.classes, 'class')} that "
+            f"data.partition=few_shot_pathological gives to one client each; use at most {samples.classes}"
         )
     check_shots(samples, data, holders=1)
     owned = np.array_split(rng.permutation(samples.classes), data.clients)
@@ -192,7 +192,7 @@ def natural(samples: Samples, data: DataConfig, rng: np.random.RandomState) -> l
     enough = names[sizes >= data.min_samples]
     if len(enough) < data.clients:
         raise UserError(
-            f"data.clients={data.clients} is more than the {len(enough)} natural clients with at least "
+            f"data.clients={data.clients} is more than the {counted(len(enough), 'natural client')} with at least "
             f"data.min_samples={data.min_samples} images ({len(names)} in all); set data.clients={len(enough)}"
         )
     drawn = sorted(rng.permutation(len(enough))[: data.clients])
@@ -224,7 +224,7 @@ def partition(samples: Samples, data: DataConfig) -> list[np.ndarray]:
             "more data.shots or fewer clients" if "shot" in data.partition else "fewer clients or more classes each"
         )
         raise UserError(
-            f"data.partition={data.partition} with data.clients={data.clients} leaves a client {smallest} sample(s), "
-            f"data.min_samples={data.min_samples}; use {way_out}"
+            f"data.partition={data.partition} with data.clients={data.clients} leaves a client "
+            f"{counted(smallest, 'sample')}, data.min_samples={data.min_samples}; use {way_out}"
         )
     return holdings

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from feddlp.data.partition import Samples, partition
 from feddlp.data.source import PARTS, Part
-from feddlp.errors import UserError
+from feddlp.errors import UserError, counted
 from feddlp.randomness import generator
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def split_clients(
             mine, test = np.setdiff1d(mine, official), torch.from_numpy(np.intersect1d(mine, official))
             if not len(mine) or not len(test):
                 raise UserError(
-                    f"data.splits=official leaves natural client {client} {len(mine)} samples to train on and "
-                    f"{len(test)} to test on; use data.splits=merged"
+                    f"data.splits=official leaves natural client {client} {counted(len(mine), 'sample')} to train "
+                    f"on and {len(test)} to test on; use data.splits=merged"
                 )
         share = data.test_share if test is None else 0.0
         cut = split(mine, client, test_share=share, validation_share=data.validation_share, seed=seed, strata=strata)
@@ -178,7 +178,7 @@ def official_test(parts: Sequence[Part]) -> np.ndarray:
     places = np.flatnonzero(np.asarray(parts) == "test")
     if not 0 < len(places) < len(parts):
         raise UserError(
-            f"data.splits=official: {len(places)} of {len(parts)} images are in the test part, which leaves "
+            f"data.splits=official: the test part has {len(places)} of {counted(len(parts), 'image')}, which leaves "
             f"{'none to train on' if len(places) else 'none to test on'}; use data.splits=merged"
         )
     return places

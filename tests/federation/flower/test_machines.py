@@ -35,7 +35,7 @@ def test_a_node_gets_its_settings_as_they_were_said(settings, tmp_path):
         ({"clients": "0-x"}, "--clients 0-x is no list of clients"),
         ({"data": "photos"}, "photos"),
         ({"data": "folder:/nowhere"}, "cannot read the folder /nowhere"),
-        ({"device": "gpu7"}, "gpu7 is not to be had here"),
+        ({"device": "gpu7"}, "gpu7 is not available here"),
         ({"state-dir": "/dev/null"}, "state-dir: /dev/null"),
     ],
 )
