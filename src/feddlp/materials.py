@@ -233,8 +233,8 @@ def describe_data(config: Config, classes: int, splits: list[ClientSplit], repor
     )
     if validation < FEW_SAMPLES:
         reporter.warn(
-            f"only {counted(validation, 'validation sample')}, so what is chosen on them (a round, with tune=true a rate) "
-            "means little; raise data.validation_share or use fewer clients"
+            f"only {counted(validation, 'validation sample')}, so what is chosen on them (a round, with tune=true a "
+            "rate) means little; raise data.validation_share or use fewer clients"
         )
     if config.data.dataset.partition(":")[0] not in CHARACTERS and config.model.checkpoint in EMBEDDED:
         reporter.warn(

@@ -25,7 +25,8 @@ LIKE_SPLIT = re.compile(
 )
 SYSTEM = re.compile(
     r"@(eadir|recycle|recently-snapshot|snapshot|tmp|__thumb|sharebin|syno.*)|#(recycle|snapshot)|~snapshot|"
-    r"\$(recycle\.bin|extend)|recycle( bin|[rd])|network trash folder|temporary items|system volume information|found\.\d{3}|lost\+found|_+macosx|__pycache__|"
+    r"\$(recycle\.bin|extend)|recycle( bin|[rd])|network trash folder|temporary items|"
+    r"system volume information|found\.\d{3}|lost\+found|_+macosx|__pycache__|"
     r"(eh)?thumbs.*\.db|desktop\.ini",
     re.IGNORECASE,
 )
