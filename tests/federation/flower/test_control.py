@@ -95,6 +95,28 @@ def test_what_the_server_says_is_shown_and_nothing_else(flower, link):
     assert lines == ["run folder: runs/x", "round 1/1", WARNING.rstrip()]
 
 
+WAITS = """#!{python}
+import sys, time
+from pathlib import Path
+print("waiting for client 1\\n", end="")
+end = time.monotonic() + 5
+while not (seen := Path(__file__).with_name("seen").exists()) and time.monotonic() < end:
+    time.sleep(0.01)
+print("in time" if seen else "too late")
+"""
+
+
+def test_what_the_server_says_is_shown_at_once(flower, link, monkeypatch):
+    """Though Flower's command prints into a pipe, and flushes nothing."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    flower.program.write_text(WAITS.format(python=sys.executable))
+    lines = []
+    for line in link._lines("7"):
+        (flower.folder / "seen").touch()
+        lines.append(line)
+    assert lines == ["waiting for client 1\n", "in time\n"]
+
+
 @pytest.mark.parametrize(
     ("status", "details", "error", "said"),
     [

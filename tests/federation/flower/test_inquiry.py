@@ -304,10 +304,17 @@ def test_the_good_answers_of_others_are_not_lost_with_it(scene):
 # Before the first round
 
 
-def test_who_is_missing_is_named_once(scene, tmp_path):
+def test_who_is_missing_is_named_once_after_30_seconds(tmp_path):
     found = Scene(tmp_path, [holding(0), holding(2, 3)])
-    began = found.time.now
-    found.gather()
+    began, named_at = found.time.now, []
+
+    def sleep(seconds):
+        if not named_at and any(note.startswith("waiting") for note in found.said.notes):
+            named_at.append(found.time.now - began)
+        found.time.sleep(seconds)
+
+    found.gather(sleep)
+    assert named_at == [REMINDER]
     assert 500 <= found.time.now - began < 502
     assert [note for note in found.said.notes if note.startswith("waiting")] == ["waiting for client 1"]
     assert found.warnings == ["client 1 did not come; the federation begins without: 1 absent (client 1)"]

@@ -43,9 +43,10 @@ def dies_with_its_parent() -> Callable[[], None] | None:
 def environment(home: Path) -> dict[str, str]:
     """For Flower's programs: nothing is reported to anybody, and everything they write lies in `home`."""
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
+    at_once = {"PYTHONUNBUFFERED": "1"}  # or what `flwr log` prints stays in the buffer of its pipe
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     by_no_proxy = {name: ",".join(filter(None, (os.environ.get(name), LOCAL))) for name in ("NO_PROXY", "no_proxy")}
-    return {**os.environ, **quiet, **ONE_PORT, **by_no_proxy, "PATH": here}
+    return {**os.environ, **quiet, **at_once, **ONE_PORT, **by_no_proxy, "PATH": here}
 
 
 def program(name: str) -> str:
