@@ -463,7 +463,7 @@ def test_a_node_claims_the_clients_of_its_key_alone(tmp_path):
     found.nodes.bindings = str(tmp_path / bindings.FILE)
     found.gather()
     assert [home.clients for home in found.nodes.homes.values()] == [(0, 1)]
-    assert "its key is not registered for client 3; feddlp federate unregister 2" in refusals(found)[0]
+    assert "its key is not registered for client 3; register it again with the right --clients" in refusals(found)[0]
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=12), st.floats(0.05, 1))
