@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Flower says,
 Place = Annotated[Path, typer.Option("--place", metavar="DIR", help="Where Flower's own files may lie.")]
 PLACE = Path("federation")
 ADDRESS = "127.0.0.1:8000"
+print_at_once = partial(print, flush=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +162,7 @@ def node(
     settings |= {"name": name, "checkpoint": checkpoint}
     settings |= {"tell-classes": "yes" * tell_classes, "tell-problems": "yes" * tell_problems}
     command, variables = machines.node(link, port, settings, machines.trust(link, keys, insecure), place)
-    hint = f". Is {name} registered (feddlp federate register {name}.pub)? A killed one is let in again after a minute"
+    hint = f". Is it registered (feddlp federate register {name}.pub --clients {clients})? A killed one waits a minute"
     with held_alone(state_dir.absolute(), "node.lock"):
         log, there = place / f"node-{port}.log", processes.answers(*parse_address(link, "--link"))
         print_at_once(f"feddlp: {link} {'answers' if there else 'does not answer yet'}; Flower's log is {log}")
@@ -169,8 +171,11 @@ def node(
         )
 
 
-def print_at_once(line: str) -> None:
-    print(line, flush=True)
+def again(*words: str, link: str, keys: Path | None, place: Path, insecure: bool = False) -> str:
+    """A command to the same SuperLink, to be printed: with the options that were given."""
+    given = {"--link": link if link != ADDRESS else "", "--keys": keys, "--place": place if place != PLACE else ""}
+    options = [word for option, value in given.items() if value for word in (option, str(value))]
+    return shlex.join(["feddlp", "federate", *words, *options, *(["--insecure"] if insecure else [])])
 
 
 def control(link: str, keys: Path | None, insecure: bool, place: Path) -> Control:
@@ -211,19 +216,24 @@ def register(
     place: Place = PLACE,
     debug: Debug = False,
 ) -> None:
-    """Let a node in: tell the SuperLink its public key and clients; on the server's machine, with the link's --place.
+    """Register a node's public key, or change its clients; on the server's machine, with the link's --place.
 
     \b
     feddlp federate register hospital-a.pub --clients 0 --keys keys
     """
     with needing("federate", "flower"):
+        from feddlp.federation.flower.bindings import shared
         from feddlp.federation.flower.settings import parse_clients, spell
 
     if keys is None:
         raise UserError("without --keys DIR the SuperLink takes every node; there is nothing to register")
     held = parse_clients(clients, "--clients ")
     number = control(link, keys, False, place).register(key, held)
-    print(f"{key.stem} may join with clients {spell(held)}; to put it out again: feddlp federate unregister {number}")
+    for other, who in shared(place, number, held).items():
+        remove = again("unregister", other, link=link, keys=keys, place=place)
+        print(f"warning: {who} is registered for some of these, too. If {key.stem} replaces it: {remove}")
+    remove = again("unregister", number, link=link, keys=keys, place=place)
+    print(f"{key.stem} may join with clients {spell(held)}; to unregister it: {remove}")
 
 
 @app.command()
@@ -281,9 +291,8 @@ def run(
     try:
         superlink.watch(superlink.submit(what), print_at_once)
     except KeyboardInterrupt:
-        options = ["--link", link, *(["--keys", str(keys)] if keys else []), *(["--insecure"] if insecure else [])]
-        again = shlex.join(["feddlp", "federate", "stop", *options])
-        raise StoppedByUser(f"a run that had begun goes on at the server; end it with: {again}") from None
+        stop_it = again("stop", link=link, keys=keys, place=place, insecure=insecure)
+        raise StoppedByUser(f"a run that had begun goes on at the server; end it with: {stop_it}") from None
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,8 @@ def node(
 
     keys.make_node(out, name)
     print(f"{out}/{name}.key: secret; feddlp federate node --keys {out} --name {name} ...")
-    print(f"{out}/{name}.pub: register it with: feddlp federate register {out}/{name}.pub --keys {out}")
+    register = shlex.join(["feddlp", "federate", "register", f"{out}/{name}.pub", "--keys", str(out)])
+    print(f"{out}/{name}.pub: register it with: {register} --clients N (its clients, such as 0 or 0-2,7)")
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tomllib
 from contextlib import nullcontext
@@ -95,6 +96,28 @@ def test_what_the_server_says_is_shown_and_nothing_else(flower, link):
     assert lines == ["run folder: runs/x", "round 1/1", WARNING.rstrip()]
 
 
+WAITS = """#!{python}
+import sys, time
+from pathlib import Path
+print("waiting for client 1\\n", end="")
+end = time.monotonic() + 5
+while not (seen := Path(__file__).with_name("seen").exists()) and time.monotonic() < end:
+    time.sleep(0.01)
+print("in time" if seen else "too late")
+"""
+
+
+def test_what_the_server_says_is_shown_at_once(flower, link, monkeypatch):
+    """Though Flower's command prints into a pipe, and flushes nothing."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    flower.program.write_text(WAITS.format(python=sys.executable))
+    lines = []
+    for line in link._lines("7"):
+        (flower.folder / "seen").touch()
+        lines.append(line)
+    assert lines == ["waiting for client 1\n", "in time\n"]
+
+
 @pytest.mark.parametrize(
     ("status", "details", "error", "said"),
     [
@@ -125,7 +148,7 @@ def test_what_is_under_way_is_stopped_and_nothing_else(flower, link):
 
 def test_a_node_is_let_in_with_its_clients_and_put_out_again(flower, link, tmp_path):
     for node, clients in ((7, (0, 1)), (8, (2,))):
-        (tmp_path / "ward.pub").write_text("ecdsa-sha2-nistp384 AAAA ward")
+        (tmp_path / "ward.pub").write_text(f"ecdsa-sha2-nistp384 AAAA{node} ward")
         flower.says(supernode={"success": True, "node-id": node})
         assert link.register(tmp_path / "ward.pub", clients) == str(node)
     file = str(link.place / bindings.FILE)
@@ -136,12 +159,71 @@ def test_a_node_is_let_in_with_its_clients_and_put_out_again(flower, link, tmp_p
     assert json.loads(Path(file).read_text())["clients"] == {"8": [2]}
 
 
+def key_file(folder, name, content):
+    (folder / f"{name}.pub").write_text(f"ecdsa-sha2-nistp384 {content} {name}\n")
+    return str(folder / f"{name}.pub")
+
+
+def supernodes(**status):
+    return {"success": True, "node-id": "9", "nodes": [{"node-id": n[1:], "status": s} for n, s in status.items()]}
+
+
+def test_a_key_that_is_registered_again_only_changes_its_clients(flower, link, tmp_path):
+    flower.says(supernode={"success": True, "node-id": 7})
+    key = tmp_path / "ward.pub"
+    key_file(tmp_path, "ward", "AAAA")
+    link.register(key, (0,))
+    flower.says(supernode=supernodes(n7="online"))
+    key.write_text("ecdsa-sha2-nistp384 AAAA\n")
+    assert link.register(key, (1,)) == "7"
+    assert [words[1] for words in flower.heard] == ["register", "ls"]
+    assert bindings.known(link.place / bindings.FILE).clients == {"7": [1]}
+
+
+@pytest.mark.parametrize("left", [{}, {"n7": "unregistered"}])
+def test_a_key_whose_node_flower_does_not_have_is_registered_as_a_new_one(left, flower, link, tmp_path):
+    key = Path(key_file(tmp_path, "ward", "AAAA"))
+    flower.says(supernode={"success": True, "node-id": 7})
+    link.register(key, (0,))
+    flower.says(supernode=supernodes(**left))
+    assert link.register(key, (1,)) == "9"
+    assert bindings.known(link.place / bindings.FILE).clients == {"9": [1]}
+
+
+def test_clients_that_another_key_holds_are_named_with_commands_that_work(flower, feddlp, tmp_path):
+    feddlp("keys", "server", "--host", "localhost", "--out", "my keys")
+    options = ("--keys", "my keys", "--link", "localhost:81")
+    for node, name, clients, warned in ((7, "a", "0-1", False), (8, "b", "2", False), (9, "c", "1", True)):
+        flower.says(supernode={"success": True, "node-id": node})
+        *warning, last = feddlp(
+            "federate", "register", key_file(tmp_path, name, name), "--clients", clients, *options
+        ).out.splitlines()
+        put_out = f"feddlp federate unregister {node} --link localhost:81 --keys 'my keys'"
+        assert last == f"{name} may join with clients {clients}; to unregister it: {put_out}"
+        put_out = put_out.replace(str(node), "7")
+        assert (
+            warning
+            == [f"warning: a (clients 0-1) is registered for some of these, too. If c replaces it: {put_out}"] * warned
+        )
+    flower.says(supernode={"success": True})
+    assert feddlp(*shlex.split(put_out)[1:]).out == "node 7 is put out\n"
+
+
+def test_the_command_that_keys_node_prints_registers_it(flower, feddlp):
+    said = feddlp("keys", "node", "a", "--out", "my keys").out
+    feddlp("keys", "server", "--host", "localhost", "--out", "my keys")
+    command, found = said.partition("register it with: ")[2].partition(" --clients N ")[:2]
+    assert found
+    flower.says(supernode={"success": True, "node-id": 7})
+    assert "a may join with clients 0;" in feddlp(*shlex.split(command)[1:], "--clients", "0").out
+
+
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
 def test_a_node_holds_the_clients_of_its_key_and_no_others(held, claimed):
     with TemporaryDirectory() as folder:
         file = Path(folder) / bindings.FILE
         bindings.check_bound("", 7, claimed)  # where there are no keys
-        with pytest.raises(RefusedError, match=rf"for client {min(claimed)}; feddlp federate unregister 7"):
+        with pytest.raises(RefusedError, match=rf"for client {min(claimed)}; register it again"):
             bindings.check_bound(str(file), 7, claimed)  # nobody is registered yet
         bindings.bind(Path(folder), "7", held)
         with nullcontext() if claimed <= held else pytest.raises(RefusedError, match="not registered for client"):
@@ -178,7 +260,7 @@ FLOWER_SAID = "Using SuperLink: feddlp (x:1)\n Listing all runs...\n\n"
         ),
         (
             "Using SuperLink: feddlp (x:1)\n\n[code: 23] Public key already in use.",
-            "this key is registered",
+            "Flower takes no key twice, also not after federate unregister; make a pair under another name",
         ),
         ("", "no answer"),
     ],

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from feddlp.errors import UserError
 from feddlp.federation.flower import processes
 
 FAILS_TWICE = """
@@ -22,12 +23,13 @@ sys.exit(len(count.read_text()) < 3)
 """
 
 
-def test_what_fails_is_started_again_until_it_ends_by_itself(tmp_path, monkeypatch):
+def test_what_fails_is_started_again_until_it_ends_by_itself_and_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "PAUSE", 0.0)
     (tmp_path / "count").touch()
     said = []
     command = [sys.executable, "-c", FAILS_TWICE, str(tmp_path / "count")]
-    processes.keep_running(said.append, command, os.environ, tmp_path / "log")
+    with pytest.raises(UserError, match="the SuperNode ended; was the node unregistered"):
+        processes.keep_running(said.append, command, os.environ, tmp_path / "log")
     assert (tmp_path / "count").read_text() == "xxx"
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
     assert len(said) == 2

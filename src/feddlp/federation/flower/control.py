@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from feddlp.errors import OURS, UserError
-from feddlp.federation.flower.bindings import bind
+from feddlp.federation.flower.bindings import FILE, bind, known
 from feddlp.federation.flower.processes import environment, program, write_settings
-from feddlp.files import make_folder, write_whole
+from feddlp.files import checksum, make_folder, write_whole
 
 APP = ("pyproject.toml", "feddlp_flower/__init__.py", "feddlp_flower/server.py", "feddlp_flower/client.py")
 FLOWERS_OWN = re.compile(r"\x1b\[\d+m(INFO|DEBUG)|Using SuperLink|Successfully installed")
@@ -30,7 +30,8 @@ MEANINGS = {
     "tunnel",
     "Connection to the SuperLink is unavailable": "nobody answers; is feddlp federate link running there, and with "
     "certificates (--keys) as here? A run goes on by itself when it is back, or with: feddlp federate run --resume RUN",
-    "Public key already in use": "this key is registered; its node may join already",
+    "Public key already in use": "Flower takes no key twice, also not after federate unregister; make a pair "
+    "under another name (feddlp keys node NAME), and register that",
 }
 SETTLED_WITHIN = 10.0  # seconds between a server's last word and the SuperLink's knowledge that it has ended
 
@@ -69,7 +70,7 @@ class Control:
         return dict(said)
 
     def register(self, key: Path, clients: Sequence[int]) -> str:
-        """Let a node in, with these clients and no others; its number.
+        """Register a node for these clients and no others, or change those of a registered one; its number.
 
         Raises:
             UserError: no such file, no public key, or the SuperLink refuses.
@@ -78,8 +79,14 @@ class Control:
             raise UserError(f"{key} is not there; the node makes it with: feddlp keys node NAME")
         if not key.read_bytes().startswith(PUBLIC):
             raise UserError(f"{key} is no public key; give the file NAME.pub that feddlp keys node makes")
-        node = str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])
-        bind(self.place, node, clients)
+        digest = checksum(b" ".join(key.read_bytes().split()[:2]))  # without the comment
+        same = {node for node, (_, known_as) in known(self.place / FILE).keys.items() if known_as == digest}
+        if same:  # Flower may have unregistered it since, or have another database
+            nodes = self.ask("supernode", "ls", "feddlp")["nodes"]
+            same &= {one["node-id"] for one in nodes if one["status"] != "unregistered"}
+        if not same:
+            same = {str(self.ask("supernode", "register", str(key), "feddlp", "--name", key.stem)["node-id"])}
+        bind(self.place, node := same.pop(), clients, key.stem, digest)
         return node
 
     def unregister(self, node: str) -> None:

@@ -157,7 +157,7 @@ def gather(nodes: Nodes, limits: DeploymentConfig, sleep: Callable[[float], None
     while nodes.missing() and nodes.clock() - began < limits.wait:
         for _ in nodes.look_around():
             pass
-        if nodes.missing() not in ([], told) and nodes.clock() - began > REMINDER:
+        if nodes.missing() not in ([], told) and nodes.clock() - began >= REMINDER:
             told = nodes.missing()
             nodes.reporter.note(f"waiting for {named(told)}")
         sleep(POLL if nodes.missing() else 0)

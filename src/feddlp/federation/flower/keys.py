@@ -61,7 +61,12 @@ def make_server(folder: Path, hosts: Sequence[str], days: int, renew: bool = Fal
     """
     file = folder / "server.crt"
     present = read_certificate(file) if renew else None
-    names = alternative_names(present) if present and not hosts else subject_names(hosts)
+    if not present and not hosts:
+        raise UserError(
+            "--host is missing: the name or IP address under which nodes reach the server, such as localhost"
+        )
+    named = dict.fromkeys(subject_name(host) for host in (*hosts, *ALWAYS))  # each once
+    names = alternative_names(present) if present and not hosts else list(named)
     if file.exists() and not renew:
         raise UserError(
             f"{file} exists and is not overwritten; renew it with --renew, or name another folder with --out"
@@ -174,15 +179,6 @@ def key_usage(*allowed: str) -> x509.KeyUsage:
 
 def common_name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-def subject_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """What the certificate is for, each host once."""
-    if not hosts:
-        raise UserError(
-            "--host is missing: the name or IP address under which nodes reach the server, such as localhost"
-        )
-    return list(dict.fromkeys(subject_name(host) for host in (*hosts, *ALWAYS)))
 
 
 def subject_name(host: str) -> x509.GeneralName:

@@ -99,7 +99,7 @@ class Nodes:
             del self.greet_at[node]
         for node in sorted(there - self.homes.keys()):
             due = node not in self.greet_at or (self.away_since and self.greet_at[node] <= now)
-            if due and not self.post.waits_for(node):
+            if due and all(letter.node != node for letter in self.post.pending.values()):
                 told = {"refused": self.refused[node][0]} if node in self.refused else {}
                 self.post.send(node, Parcel({**self.greeting.facts, **told}), (), "hello")
                 self.greet_at[node] = now + REPEAT

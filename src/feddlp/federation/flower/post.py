@@ -85,10 +85,6 @@ class Post:
         self.pending[found] = letter
         return letter
 
-    def waits_for(self, node: int) -> bool:
-        """Whether a reply of a node is to come."""
-        return any(letter.node == node for letter in self.pending.values())
-
     def forget(self, letter: Letter) -> None:
         """Nobody waits for its reply any more."""
         self.pending.pop(letter.id, None)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tomli_w
 
@@ -43,9 +43,10 @@ def dies_with_its_parent() -> Callable[[], None] | None:
 def environment(home: Path) -> dict[str, str]:
     """For Flower's programs: nothing is reported to anybody, and everything they write lies in `home`."""
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
+    at_once = {"PYTHONUNBUFFERED": "1"}  # or what `flwr log` prints stays in the buffer of its pipe
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     by_no_proxy = {name: ",".join(filter(None, (os.environ.get(name), LOCAL))) for name in ("NO_PROXY", "no_proxy")}
-    return {**os.environ, **quiet, **ONE_PORT, **by_no_proxy, "PATH": here}
+    return {**os.environ, **quiet, **at_once, **ONE_PORT, **by_no_proxy, "PATH": here}
 
 
 def program(name: str) -> str:
@@ -148,15 +149,16 @@ def run_shown(command: Sequence[str], variables: Mapping[str, str], log: Path, e
     return process.returncode
 
 
-def keep_running(say: Callable[[str], None], command: Sequence[str], *how: Any) -> None:
-    """As `run_shown`, and again when it fails, until it ends by itself or this process is interrupted.
+def keep_running(say: Callable[[str], None], command: Sequence[str], *how: Any) -> NoReturn:
+    """As `run_shown`, and again when it fails, until this process is interrupted, or it ends by itself (UserError).
 
     A SuperNode fails where its key is not registered yet, and for a minute after it died, in which the SuperLink takes
-    it to be there.
+    it to be there. It ends by itself when its key is unregistered.
     """
     while code := run_shown(command, *how):
         say(f"{Path(command[0]).name} ended with code {code}; it is started again in {PAUSE:g} s")
         time.sleep(PAUSE)
+    raise UserError("the SuperNode ended; was the node unregistered? If so, register a new key (feddlp keys node)")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -68,7 +68,11 @@ class Registry(Sealed, frozen=False):
                     f"its {key} is not that of the federation; give every node the same checkpoint and data"
                 )
         self._check_sizes(hello)
-        come = {client: member_of(hello, place) for place, client in enumerate(hello.clients)}
+        about = {"data": hello.data, "node": hello.name, "state": hello.state}
+        come: dict[int, dict[str, Any]] = {}
+        for place, client in enumerate(hello.clients):
+            samples: dict[str, int] = {part: getattr(hello.samples, part)[place] for part in PARTS}
+            come[client] = {**samples, "classes": hello.classes[place] if hello.classes else None, **about}
         for client in self.members.keys() & come.keys():
             if any(self.members[client][key] != come[client][key] for key in (*PARTS, "data")):
                 raise RefusedError(f"client {client} has other images than when the run began; put them back")
@@ -144,10 +148,3 @@ class Registry(Sealed, frozen=False):
         for row, client in enumerate(roster.ids):
             for part in PARTS:
                 getattr(roster, part)[row] = self.members.get(client, {}).get(part, 0)
-
-
-def member_of(hello: Hello, place: int) -> dict[str, Any]:
-    """One of the clients of a node."""
-    samples: dict[str, int] = {part: getattr(hello.samples, part)[place] for part in PARTS}
-    classes = hello.classes[place] if hello.classes else None
-    return {**samples, "classes": classes, "data": hello.data, "node": hello.name, "state": hello.state}
