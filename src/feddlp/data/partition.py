@@ -96,7 +96,7 @@ def pathological(samples: Samples, data: DataConfig, rng: np.random.RandomState)
     clients, each, classes = data.clients, data.classes_per_client, samples.classes
     if each > classes:
         raise UserError(
-            f"data.classes_per_client={each} is more than the {counted(classes, 'class')} of the data; use at most {classes}"
+            f"data.classes_per_client={each} exceeds the {counted(classes, 'class')} of the data; use at most {classes}"
         )
     if clients * each < classes:
         raise UserError(
