@@ -38,7 +38,9 @@ def test_the_text_tower_is_much_faster_than_the_naive_way():
     assert text["naive"]["times"] > 5
 
 
-@pytest.mark.parametrize("adapt", [pytest.param("image", marks=pytest.mark.slow), "text", "both"])
+@pytest.mark.parametrize(
+    "adapt", [*(pytest.param(tower, marks=pytest.mark.slow) for tower in ("image", "text")), "both"]
+)
 def test_a_siglip_is_measured_too(adapt, checkpoints):
     found = measured(f"model={checkpoints['siglip']}", f"adapt={adapt}", "clients=2", "batch_size=2")
     assert found["step"]["flops_per_image"] > 0

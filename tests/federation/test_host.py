@@ -13,8 +13,7 @@ from feddlp.records import RunFolder
 from feddlp.training.cohort import Cohort
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("wave", [1, 3])
+@pytest.mark.parametrize(("value", "wave"), [(math.nan, 1), (math.inf, 3)])
 def test_a_client_that_diverges_ends_the_run_with_a_line_and_spoils_nothing(value, wave, tmp_path, monkeypatch):
     config = small(runs_dir=str(tmp_path), training={"wave": wave})
     expected = experiment.run(config, Listener())

@@ -93,8 +93,17 @@ def poisoned(node, change, rounds=(0,)):
     node.says = says
 
 
-@pytest.mark.parametrize("shares", [("0", "1", "2"), ("0", "1-2")])
-@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+@pytest.mark.parametrize(
+    ("size", "shares"),
+    [
+        (1e30, ("0", "1", "2")),
+        (1e2, ("0", "1-2")),
+        pytest.param(1e2, ("0", "1", "2"), marks=pytest.mark.slow),
+        pytest.param(1e4, ("0", "1", "2"), marks=pytest.mark.slow),
+        pytest.param(1e4, ("0", "1-2"), marks=pytest.mark.slow),
+        pytest.param(1e30, ("0", "1-2"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_poisoned_round_goes_on_without_the_poison(size, shares, tmp_path):
     """And ends as if the node had been away in it: nobody else's adapters are touched, the poisoner's neither."""
     config = small(runs_dir=str(tmp_path), deployment={"wait": 5.0, "grace": 5.0})
@@ -278,7 +287,7 @@ def test_a_damaged_roster_is_one_line(content, tmp_path):
     ("method", "back", "training"),
     [
         ("fedclip", 0, {}),
-        ("feddlp", 1, {}),
+        pytest.param("feddlp", 1, {}, marks=pytest.mark.slow),
         ("fedclip", 2, {"participation": 0.5, "rounds": 5}),
         pytest.param("feddlp", 2, {"participation": 0.5, "rounds": 5}, marks=pytest.mark.slow),
     ],
