@@ -31,7 +31,7 @@ from feddlp.federation.rounds import Federation
 from feddlp.files import MIB
 from feddlp.memory import peak_mib, reset_peak
 from feddlp.record_types import environment
-from feddlp.training.cohort import Cohort, Slot
+from feddlp.training.cohort import Cohort
 
 Say = Callable[[str], None]
 MOST_ROUNDS = 9
@@ -90,7 +90,7 @@ def matrix_rate(
 
 def one_step(load: Workload) -> tuple[float, float]:
     """Train one client for a step: operations for an image, and seconds of a second step."""
-    client, batch = first_client(load), next(load.data(1).train.in_order(load.options.batch_size))
+    client, batch = load.first_client(), next(load.data(1).train.in_order(load.options.batch_size))
     with counter() as count:
         client.fit([batch])
     synchronise(load.device)
@@ -98,10 +98,6 @@ def one_step(load: Workload) -> tuple[float, float]:
     client.fit([batch])
     synchronise(load.device)
     return count.get_total_flops() / int(batch.mask.sum()), time.perf_counter() - started
-
-
-def first_client(load: Workload) -> Cohort:
-    return Cohort([Slot(0, 0, load.method)], load.backbone, load.prompts)
 
 
 def fitting(options: BenchOptions, seconds: float) -> int:
@@ -189,7 +185,7 @@ def played(load: Workload, flops: float, rate: float, until: float, say: Say) ->
             "evaluated_samples": int(data.test.sizes().sum()),
             "repeats": len(rounds),
         },
-        "memory": memory(first_client(load), peak, resident / load.options.clients),
+        "memory": memory(load.first_client(), peak, resident / load.options.clients),
         "naive": {"seconds_per_image": median(naive), "times": median(naive) / seconds} if naive else None,
     }
 

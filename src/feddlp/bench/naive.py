@@ -27,7 +27,6 @@ from feddlp.bench.options import BenchOptions
 from feddlp.bench.synthetic import LOGIT_SCALE, Workload, decode, image_processor, random_model
 from feddlp.methods.feddlp import FedDLP
 from feddlp.model.adapters import Theta, sites_of
-from feddlp.training.cohort import Cohort, Slot
 
 
 class NaiveLoRA(nn.Module):
@@ -151,7 +150,7 @@ class NaiveClient:
 
 def make_twin(load: Workload) -> NaiveClient:
     """The first client in the naive way, from the same start."""
-    client = Cohort([Slot(0, 0, load.method)], load.backbone, load.prompts)
+    client = load.first_client()
     config, method = load.backbone.model.config, cast("FedDLP", load.method)
     start = {name: {leaf: value[0].detach() for leaf, value in theta.items()} for name, theta in client.theta.items()}
     clip, pool = random_model(config).to(load.device), load.pool

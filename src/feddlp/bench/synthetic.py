@@ -31,6 +31,7 @@ from feddlp.model.backbone import Backbone
 from feddlp.model.checkpoint import load_config
 from feddlp.model.family import END_OF_TEXT, family_of
 from feddlp.randomness import generator
+from feddlp.training.cohort import Cohort, Slot
 
 PATCHES = {"vit-b-32": 32, "vit-b-16": 16}
 LOGIT_SCALE = 100.0
@@ -169,6 +170,10 @@ class Workload:
         images = (options.clients or MOST_CLIENTS) * options.steps * options.batch_size
         self.pool = random_pool(self.backbone, options.classes, images)
         self.prompts = random_prompts(self.backbone, options.classes)
+
+    def first_client(self) -> Cohort:
+        """The first client alone, as it begins."""
+        return Cohort([Slot(0, 0, self.method)], self.backbone, self.prompts)
 
     def data(self, clients: int) -> FederatedData:
         """The samples of some clients, all with as many."""

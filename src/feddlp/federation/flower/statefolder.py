@@ -207,12 +207,12 @@ def identity(folder: Path) -> str:
     with writing(folder), owner_only():
         make_folder(folder)
         close(folder, file)
-    with writing(folder), owner_only(), FileLock(folder / ".lock", mode=0o600):
-        if (found := read(file, Identity)) is None:
-            if left := next(folder.glob("*/*/state.json"), None):
-                raise UserError(f"{file} is missing, and {left} is there; restore it, or move {folder} away")
-            found = Identity(state=uuid4().hex)
-            write(file, found)
+        with FileLock(folder / ".lock", mode=0o600):
+            if (found := read(file, Identity)) is None:
+                if left := next(folder.glob("*/*/state.json"), None):
+                    raise UserError(f"{file} is missing, and {left} is there; restore it, or move {folder} away")
+                found = Identity(state=uuid4().hex)
+                write(file, found)
     return found.state
 
 
